@@ -1,0 +1,102 @@
+"""The parallel layout: degrees, divisibility, coordinates. No torch: planners and launchers use it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megalign.config.sections import ModelConfig, ParallelConfig
+from megalign.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where a rank stands in the layout."""
+
+    tensor: int
+    context: int
+    data: int
+    pipeline: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tensor x context x data x pipeline ranks, numbered with tensor fastest and pipeline slowest (Megatron's order)."""
+
+    parallel: ParallelConfig
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        p = self.parallel
+        return p.tensor * p.context * p.data * p.pipeline
+
+    @property
+    def num_chunks(self) -> int:
+        """Model chunks a stage holds."""
+        return self.parallel.virtual_pipeline or 1
+
+    def coordinates(self, rank: int) -> Coordinates:
+        """The place of `rank`."""
+        p = self.parallel
+        rank, tensor = divmod(rank, p.tensor)
+        rank, context = divmod(rank, p.context)
+        pipeline, data = divmod(rank, p.data)
+        return Coordinates(tensor, context, data, pipeline)
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a layout that does not divide the model.
+
+        Raises:
+            ConfigError: naming the degree and the value it must divide.
+        """
+        p = self.parallel
+        _divides("parallel.tensor", p.tensor, "model.num_attention_heads", model.num_attention_heads)
+        if model.num_query_groups:
+            _divides("parallel.tensor", p.tensor, "model.num_query_groups", model.num_query_groups)
+        _divides("parallel.tensor", p.tensor, "model.ffn_hidden_size", model.ffn_hidden_size)
+        _divides("parallel.tensor", p.tensor, "model.vocab_size_multiple", model.vocab_size_multiple)
+        if p.virtual_pipeline and p.pipeline == 1:
+            raise ConfigError(
+                f"parallel.virtual_pipeline is {p.virtual_pipeline} with parallel.pipeline 1.",
+                "Interleaving needs at least two stages.",
+                "Unset parallel.virtual_pipeline or raise parallel.pipeline.",
+            )
+        chunks = p.pipeline * self.num_chunks
+        name = "parallel.pipeline x parallel.virtual_pipeline" if p.virtual_pipeline else "parallel.pipeline"
+        _divides(name, chunks, "model.num_layers", model.num_layers)
+        if p.sequence_parallel:
+            if p.tensor == 1:
+                raise ConfigError(
+                    "parallel.sequence_parallel is on with parallel.tensor 1.",
+                    "Sequence parallelism cuts activations between tensor-parallel ranks.",
+                    "Turn it off, or raise parallel.tensor.",
+                )
+            _divides("parallel.tensor", p.tensor, "model.sequence_length", model.sequence_length)
+        if p.context > 1:
+            _divides("2 x parallel.context", 2 * p.context, "model.sequence_length", model.sequence_length)
+
+    def check_world_size(self, world_size: int) -> None:
+        """Refuse a number of processes that is not the layout's.
+
+        Raises:
+            ConfigError: the numbers differ.
+        """
+        if world_size != self.world_size:
+            p = self.parallel
+            raise ConfigError(
+                f"{world_size} processes were started for a layout of {self.world_size} (tensor {p.tensor} x context "
+                f"{p.context} x data {p.data} x pipeline {p.pipeline}).",
+                fix=f"Start {self.world_size} processes, or change parallel.data.",
+            )
+
+
+def _divides(name: str, degree: int, of: str, value: int) -> None:
+    if value % degree:
+        near = [d for d in range(1, value + 1) if value % d == 0]
+        below = max((d for d in near if d < degree), default=1)
+        above = min((d for d in near if d > degree), default=value)
+        raise ConfigError(
+            f"{name} is {degree}, which does not divide {of} {value}.",
+            "Every rank must hold an equal part.",
+            f"Set {name} to {below} or {above}, or change {of}.",
+        )

@@ -1,0 +1,170 @@
+"""The sections that runs and studies share. Every field has a sentence; every section checks itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and wrong types are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelConfig(Section):
+    """A GPT model. `preset` names a function in megalign.config.models whose values the other keys override."""
+
+    preset: str | None = Field(None, description="Preset the values come from: tiny, 150m, 400m, 1.3b.")
+    num_layers: Positive = Field(description="Transformer layers.")
+    hidden_size: Positive = Field(description="Width of the hidden states.")
+    num_attention_heads: Positive = Field(description="Attention heads.")
+    num_query_groups: Positive | None = Field(None, description="Key-value heads (grouped-query attention).")
+    ffn_hidden_size: Positive = Field(description="Width of the feed-forward layers.")
+    sequence_length: Positive = Field(description="Tokens a training window has.")
+    position_embedding: Literal["rotary", "learned"] = Field("learned", description="How positions enter.")
+    normalization: Literal["LayerNorm", "RMSNorm"] = Field("LayerNorm", description="Normalisation of the layers.")
+    activation: Literal["gelu", "swiglu"] = Field("gelu", description="Feed-forward activation.")
+    linear_bias: bool = Field(True, description="Biases in the linear layers.")
+    tied_embeddings: bool = Field(True, description="Output rows are the input embeddings.")
+    init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial matrices.")
+    embedding_init_std: float | None = Field(None, gt=0, description="The same for embeddings; unset: init_std.")
+    hidden_dropout: Fraction = Field(0.0, description="Dropout on hidden states.")
+    attention_dropout: Fraction = Field(0.0, description="Dropout on attention weights.")
+    vocab_size_multiple: Positive = Field(
+        128, description="The vocabulary is padded to a multiple of this, so that any tensor_parallel divides it."
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.num_query_groups and self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_query_groups "
+                f"{self.num_query_groups}"
+            )
+        return self
+
+    def padded_vocab_size(self, vocab_size: int) -> int:
+        """Rows of the embedding for a vocabulary of `vocab_size` ids: independent of the parallel layout."""
+        return -(-vocab_size // self.vocab_size_multiple) * self.vocab_size_multiple
+
+
+class ParallelConfig(Section):
+    """The parallel layout: how many processes, and what each holds. Results do not depend on it."""
+
+    tensor: Positive = Field(1, description="Tensor parallel degree: every matrix is cut in so many parts.")
+    pipeline: Positive = Field(1, description="Pipeline parallel degree: the layers are cut in so many stages.")
+    virtual_pipeline: Positive | None = Field(None, description="Model chunks a stage holds (interleaved schedule).")
+    data: Positive = Field(1, description="Data parallel degree: replicas of the model.")
+    context: Positive = Field(1, description="Context parallel degree (needs TransformerEngine).")
+    sequence_parallel: bool = Field(False, description="Cut activations along the sequence between tensor ranks.")
+    distributed_optimizer: bool = Field(False, description="Cut the optimizer state over data-parallel ranks.")
+    recompute: Literal["none", "selective", "full"] = Field("none", description="Activation recomputation.")
+
+
+class PrecisionConfig(Section):
+    """Numbers the model computes with."""
+
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Parameters and activations.")
+    fp8: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] | None = Field(
+        None, description="FP8 recipe of TransformerEngine's layers; needs TransformerEngine and a GPU."
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(3e-4, gt=0, description="Peak learning rate.")
+    min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of the peak.")
+    warmup_fraction: Fraction = Field(0.05, description="Share of the steps with linear warm-up.")
+    decay: Literal["cosine", "linear", "constant", "trapezoid"] = Field(
+        "cosine", description="Shape after warm-up; trapezoid is constant, then linear over the last half."
+    )
+    weight_decay: float = Field(
+        0.1, ge=0, description="Decoupled weight decay of the matrices; never of biases, norms."
+    )
+    embedding_weight_decay: float = Field(0.1, ge=0, description="The same for embedding and output rows.")
+    embedding_lr_multiplier: float = Field(1.0, gt=0, description="Learning rate of embedding and output rows, times.")
+    beta1: Fraction = Field(0.9, description="Adam's first moment decay.")
+    beta2: Fraction = Field(0.95, description="Adam's second moment decay.")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    clip_grad: float = Field(1.0, ge=0, description="Gradient norm is clipped to this; 0: never.")
+
+
+class InjectConfig(Section):
+    """Alignment injection before pretraining (PreAlign section 3.1): contrastive loss on words plus LM loss."""
+
+    steps: NonNegative = Field(0, description="Injection steps; 0: none.")
+    entries_per_step: Positive = Field(256, description="Alignment-table entries in a global batch of words.")
+    temperature: float = Field(0.1, gt=0, description="Temperature of the contrastive loss.")
+    level_reduction: Literal["sum", "mean"] = Field("sum", description="How the levels' losses combine (paper: sum).")
+    lm_weight: float = Field(1.0, ge=0, description="Weight of the LM loss beside the contrastive loss.")
+    lm_batch_size: Positive = Field(
+        2, description="Windows of independently sampled text in a step, all ranks together."
+    )
+    row_width_tokens: Positive = Field(32, description="Width of the rows into which words are packed.")
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(lr=5e-4, warmup_fraction=0.1, decay="trapezoid", min_lr_ratio=0.0),
+        description="Optimizer of the injection; pretraining starts with a fresh one.",
+    )
+
+
+class CodeswitchConfig(Section):
+    """Codeswitching during pretraining (PreAlign section 3.2)."""
+
+    ratio: Fraction = Field(0.0, description="Share of the words that are drawn for switching; the paper uses 0.05.")
+    label_mode: Literal["omit", "first_subword", "vanilla"] = Field(
+        "omit",
+        description="Targets inside a replacement: none (the paper's Eq. 6), the original's first sub-word, all.",
+    )
+    minimum_hit_rate: Fraction = Field(
+        0.05, description="Least share of running words the table must cover, or the run refuses to start."
+    )
+
+
+class TrainConfig(Section):
+    """Pretraining: batch, length, bookkeeping."""
+
+    steps: Positive = Field(description="Optimizer steps.")
+    max_epochs: float | None = Field(
+        None, gt=0, description="Stop earlier when the most repeated source has been seen so often."
+    )
+    global_batch_size: Positive = Field(description="Windows in a step, all ranks together.")
+    micro_batch_size: Positive = Field(description="Windows a rank computes at once.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer and schedule.")
+    log_interval: Positive = Field(10, description="Steps between lines of metrics.")
+    checkpoint_interval: Positive | None = Field(None, description="Steps between checkpoints; unset: at the end only.")
+    keep_checkpoints: Positive = Field(2, description="Checkpoints kept; older ones go once a newer one is complete.")
+    evaluate_interval: Positive | None = Field(None, description="Steps between alignment measurements; unset: none.")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainConfig:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """What is measured at the end."""
+
+    max_windows: Positive = Field(512, description="Validation windows a language is scored on.")
+    batch_size: Positive = Field(16, description="Windows computed at once.")
+    alignment_entries: Positive = Field(512, description="Most frequent table entries whose similarity is measured.")
+    clka: bool = Field(True, description="Score facts and control facts, where the study has them.")
+
+
+def describe(section: type[BaseModel]) -> dict[str, Any]:
+    """Field name -> description, for help texts."""
+    return {name: field.description for name, field in section.model_fields.items()}

@@ -1,0 +1,1 @@
+"""The thin engine over Megatron-Core: the only room that imports `megatron`."""

@@ -1,0 +1,355 @@
+"""One object that trains and reads a model under a parallel layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megalign.config.layout import Layout
+from megalign.config.sections import InjectConfig, ModelConfig, OptimizerConfig, PrecisionConfig
+from megalign.engine import groups
+from megalign.engine.device import DEVICE
+from megalign.engine.mcore import finalize_model_grads, get_forward_backward_func, parallel_state
+from megalign.engine.model import build_chunks, transformer_config, unwrapped, wrap_for_training
+from megalign.engine.optimizer import build_optimizer, build_scheduler, set_step
+from megalign.engine.scores import TokenScores, score_tokens
+from megalign.engine.taps import TAGS, DeviceWords, WordTaps
+from megalign.errors import ConfigError, MegalignError
+from megalign.prealign.words import WordBatch
+
+
+@dataclass(frozen=True)
+class LanguageBatch:
+    """Windows of text: int64 `tokens` and `labels`, float32 `loss_mask`, all [windows, sequence]."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    loss_mask: np.ndarray
+
+    @property
+    def num_targets(self) -> float:
+        """Weight of all targets."""
+        return float(self.loss_mask.sum())
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step reports, equal on all ranks."""
+
+    loss: float  # mean negative log-likelihood over the global batch's targets, nats a token; nan without targets
+    num_targets: float
+    level_losses: list[float]  # contrastive loss by level, 0..L+1; empty without words
+    grad_norm: float
+    lr: float
+
+
+class Engine:
+    """A model cut by a layout, with its optimizer.
+
+    Process groups must have been started (`groups.start`) with the same layout. Without `optimizer` the engine only reads.
+
+    Args:
+        model, layout, precision: what is built.
+        vocab_size: ids of the vocabulary, before padding.
+        seed: seed of weights and dropout.
+        optimizer: optimizer and schedule of this stage.
+        num_steps: length of the schedule, in steps.
+        row_sources: golden alignment, see `megalign.engine.weights.initialise`.
+
+    Raises:
+        ConfigError, EnvironmentProblem: the layout does not divide the model, or the machine lacks what is asked for.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        layout: Layout,
+        precision: PrecisionConfig,
+        *,
+        vocab_size: int,
+        seed: int,
+        optimizer: OptimizerConfig | None = None,
+        num_steps: int = 1,
+        row_sources: np.ndarray | None = None,
+    ) -> None:
+        self.layout = layout
+        self.seed = seed
+        self.config = transformer_config(model, layout, precision)
+        groups.seed_dropout(seed, 0)
+        self._has_dropout = bool(model.hidden_dropout or model.attention_dropout)
+        self.chunks = build_chunks(self.config, model, layout, vocab_size, seed, row_sources)
+        self.taps = WordTaps([unwrapped(chunk) for chunk in self.chunks], self.config)
+        self.optimizer: Any = None
+        if optimizer is not None:
+            cut = layout.parallel.distributed_optimizer
+            self.chunks = wrap_for_training(self.config, self.chunks, distributed_optimizer=cut)
+            self.config.finalize_model_grads_func = _finalise
+            self.optimizer = build_optimizer(optimizer, self.config, self.chunks, distributed_optimizer=cut)
+            self.scheduler = build_scheduler(optimizer, self.optimizer, num_steps)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model, padding included; tied rows once."""
+        own = 0
+        for chunk in map(unwrapped, self.chunks):
+            for parameter in chunk.parameters():
+                cut = getattr(parameter, "tensor_model_parallel", False)
+                if not getattr(parameter, "shared", False) and (
+                    cut or parallel_state.get_tensor_model_parallel_rank() == 0
+                ):
+                    own += parameter.numel()
+        total = torch.tensor([own], dtype=torch.int64, device=DEVICE)
+        dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
+        return int(total.item())
+
+    def step(
+        self,
+        batches: Sequence[LanguageBatch | WordBatch],
+        step: int,
+        *,
+        lm_weight: float = 1.0,
+        inject: InjectConfig | None = None,
+    ) -> StepResult:
+        """One optimizer step on this data-parallel rank's micro-batches.
+
+        The gradient is exactly that of `lm_weight` x (mean negative log-likelihood over all targets of the global batch)
+        + the contrastive losses of the global batch of words: everything is normalised by global numbers before the
+        backward pass, and gradients are only summed, so the layout does not enter.
+
+        Args:
+            batches: micro-batches, in the same order on every rank that shares them.
+            step: number of this step, from 1: decides learning rate and dropout.
+            lm_weight: weight of the language-modelling loss.
+            inject: settings of the contrastive loss; needed with words.
+
+        Raises:
+            ConfigError: interleaving does not divide the micro-batches.
+            MegalignError: the loss or the gradient is not finite; the weights are those of the step before.
+        """
+        self._check_interleaving(len(batches))
+        if self._has_dropout:
+            groups.seed_dropout(self.seed, step)
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()  # type: ignore[operator]
+        self.optimizer.zero_grad()
+        text = [batch for batch in batches if isinstance(batch, LanguageBatch)]
+        targets = torch.tensor([sum(batch.num_targets for batch in text)], dtype=torch.float64, device=DEVICE)
+        num_targets = float(groups.sum_over_data_parallel(targets).item())
+        language_loss = partial(_language_loss, weight=lm_weight / max(num_targets, 1.0))
+        words = [batch for batch in batches if isinstance(batch, WordBatch)]
+        if words:
+            if inject is None:
+                raise ValueError("batches of words need the settings of the contrastive loss")
+            weight = 1.0 / self.taps.num_levels if inject.level_reduction == "mean" else 1.0
+            scale = self.optimizer.scale_loss(torch.ones((), device=DEVICE)).reshape(())
+            with self.taps.training(words, temperature=inject.temperature, weight=weight, loss_scale=scale) as ready:
+                reports = self._run(batches, ready, language_loss, self._word_loss)
+        else:
+            reports = self._run(batches, [], language_loss, None)
+        total = torch.zeros(1, dtype=torch.float64, device=DEVICE)
+        for report in reports:
+            total += report["nll"]
+        total = groups.broadcast_from_last_stage(groups.sum_over_data_parallel(total))
+        level_losses = self._level_losses() if words else []
+        loss = float(total.item()) / num_targets if num_targets else float("nan")
+        grad_norm, lr = self._update(step, loss if num_targets else 0.0, level_losses)
+        return StepResult(loss, num_targets, level_losses, grad_norm, lr)
+
+    def _update(self, step: int, loss: float, level_losses: list[float]) -> tuple[float, float]:
+        """Clip and step the optimizer, unless something is not finite."""
+        set_step(self.scheduler, step)
+        self.optimizer.prepare_grads()
+        clip = self.optimizer.config.clip_grad
+        norm = self.optimizer.clip_grad_norm(clip) if clip > 0 else self.optimizer.get_grad_norm()
+        grad_norm = float(norm)
+        if not np.isfinite([loss, grad_norm, *level_losses]).all():
+            raise MegalignError(
+                f"Step {step}: loss {loss}, gradient norm {grad_norm}"
+                + (f", contrastive losses {level_losses}" if level_losses else "")
+                + ": not finite.",
+                "The step was not taken; the weights are those of the step before.",
+                "Lower the learning rate, lengthen the warm-up, or look at the batch of this step.",
+            )
+        self.optimizer.step_with_ready_grads()
+        lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        return grad_norm, lr
+
+    def score(
+        self, batches: Sequence[LanguageBatch], ranges: dict[str, tuple[int, int]] | None = None
+    ) -> list[TokenScores]:
+        """Negative log-likelihood of every label, and the probability mass on ranges of ids.
+
+        Args:
+            batches: of equal shape; every rank that shares a model part gives the same.
+            ranges: name -> ids [first, last + 1).
+
+        Returns:
+            a TokenScores for every batch, on every rank.
+        """
+        names = list(ranges or {})
+        spans = [(ranges or {})[name] for name in names]
+
+        def collect(batch: LanguageBatch, logits: torch.Tensor) -> torch.Tensor:
+            return score_tokens(logits, torch.from_numpy(batch.labels).to(DEVICE), spans)
+
+        outputs = self._read(batches, [], collect)
+        stacked = torch.zeros(len(batches), 1 + len(names), *batches[0].tokens.shape, device=DEVICE)
+        if outputs:
+            stacked = torch.stack(outputs).contiguous()
+        stacked = groups.broadcast_from_last_stage(stacked).cpu()
+        return [
+            TokenScores(scores[0].numpy(), {name: scores[1 + k].numpy() for k, name in enumerate(names)})
+            for scores in stacked
+        ]
+
+    def represent(self, batches: Sequence[WordBatch]) -> list[np.ndarray]:
+        """The vectors of words at every level: float32 [levels, words, hidden size] for each batch, on every rank."""
+        with self.taps.capturing(batches) as ready:
+            self._read(batches, ready, None)
+            result = []
+            for words, levels in zip(ready, self.taps.vectors, strict=True):
+                vectors = torch.zeros(self.taps.num_levels, len(words.lengths), self.config.hidden_size, device=DEVICE)
+                for level, rows in levels.items():
+                    vectors[level] = rows
+                group = parallel_state.get_pipeline_model_parallel_group()
+                if group.size() > 1:
+                    dist.all_reduce(vectors, group=group)
+                result.append(vectors.cpu().numpy())
+        return result
+
+    def _check_interleaving(self, num_batches: int) -> None:
+        stages = self.layout.parallel.pipeline
+        if self.layout.parallel.virtual_pipeline and num_batches % stages:
+            raise ConfigError(
+                f"A step has {num_batches} micro-batches a rank, which is not a multiple of parallel.pipeline {stages}.",
+                "Interleaved stages pass micro-batches in groups of that size.",
+                "Change the batch sizes (injection: lm_batch_size plus one batch of words), or unset "
+                "parallel.virtual_pipeline.",
+            )
+
+    def _word_loss(self, chunk: Any, words: DeviceWords, hidden: torch.Tensor) -> tuple[Any, ...]:
+        """The output rows' loss; `hidden` joins with weight 0 so that the backward pass reaches the layers' losses."""
+        loss = self.taps.output_loss(chunk, words) + hidden.sum() * 0.0
+        return loss, _ONE.clone(), {"nll": torch.zeros((), dtype=torch.float64, device=DEVICE)}
+
+    def _level_losses(self) -> list[float]:
+        losses = self.taps.level_losses.clone()
+        group = parallel_state.get_pipeline_model_parallel_group()
+        if group.size() > 1:
+            dist.all_reduce(losses, group=group)
+        return [float(value) for value in losses]
+
+    def _run(
+        self,
+        batches: Sequence[LanguageBatch | WordBatch],
+        ready: list[DeviceWords],
+        language_loss: Callable[..., Any],
+        word_loss: Callable[..., Any] | None,
+    ) -> list[Any]:
+        def forward(iterator: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+            batch = next(iterator)
+            if isinstance(batch, DeviceWords):
+                hidden = _forward_words(model, batch)
+                return hidden, partial(word_loss or _no_loss, unwrapped(model), batch)
+            tokens, labels, mask = (
+                torch.from_numpy(array).to(DEVICE) for array in (batch.tokens, batch.labels, batch.loss_mask)
+            )
+            return model(tokens, _positions(tokens), None, labels=labels), partial(language_loss, mask)
+
+        return self._schedule(batches, ready, forward, forward_only=False)
+
+    @torch.no_grad()
+    def _read(
+        self,
+        batches: Sequence[LanguageBatch | WordBatch],
+        ready: list[DeviceWords],
+        collect: Callable[[LanguageBatch, torch.Tensor], torch.Tensor] | None,
+    ) -> list[torch.Tensor]:
+        def forward(iterator: Iterator[Any], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+            batch = next(iterator)
+            if isinstance(batch, DeviceWords):
+                chunk = unwrapped(model)
+                if chunk.post_process:
+                    self.taps.capture_output_rows(chunk, batch)
+                return _forward_words(model, batch), lambda hidden, non_loss_data: hidden.new_zeros(())
+            tokens = torch.from_numpy(batch.tokens).to(DEVICE)
+            logits = model(tokens, _positions(tokens), None)
+            assert collect is not None
+            return logits, lambda output, non_loss_data: collect(batch, output)
+
+        # Interleaved stages pass micro-batches in groups: fill the last group with repetitions and drop their results.
+        lacking = -len(batches) % self.layout.parallel.pipeline if self.layout.parallel.virtual_pipeline else 0
+        padded = [*batches, *[batches[-1]] * lacking]
+        for chunk in self.chunks:
+            chunk.eval()
+        try:
+            outputs = self._schedule(padded, [*ready, *ready[-1:] * lacking], forward, forward_only=True)
+        finally:
+            for chunk in self.chunks:
+                chunk.train()
+        return outputs[: len(batches)]
+
+    def _schedule(
+        self,
+        batches: Sequence[LanguageBatch | WordBatch],
+        ready: list[DeviceWords],
+        forward: Callable[..., Any],
+        *,
+        forward_only: bool,
+    ) -> list[Any]:
+        """Run Megatron's pipeline schedule over the micro-batches, words replaced by their device form."""
+        words = iter(ready)
+        items = [next(words) if isinstance(batch, WordBatch) else batch for batch in batches]
+        shape = next(batch.tokens.shape for batch in batches)
+        interleaved = len(self.chunks) > 1
+        result: list[Any] = get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=[iter(items) for _ in self.chunks] if interleaved else iter(items),
+            model=self.chunks if interleaved else self.chunks[0],
+            num_microbatches=len(items),
+            seq_length=shape[1],
+            micro_batch_size=shape[0],
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+        return result
+
+
+_ONE = torch.ones((), dtype=torch.int)
+
+
+def _finalise(chunks: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
+    """Megatron's reduction of gradients without its division by tokens: the loss is normalised already."""
+    finalize_model_grads(chunks, None, **kwargs)
+
+
+def _language_loss(mask: torch.Tensor, nll: torch.Tensor, *, weight: float) -> tuple[Any, ...]:
+    total = (nll.float() * mask).sum()
+    return total * weight, _ONE.clone(), {"nll": total.detach().double()}
+
+
+def _no_loss(*_: Any) -> tuple[Any, ...]:
+    raise ValueError("a batch of words came without a contrastive loss")
+
+
+def _positions(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.arange(tokens.size(1), device=tokens.device)[None].expand_as(tokens)
+
+
+def _forward_words(model: Any, words: DeviceWords) -> torch.Tensor:
+    """Hidden states of packed words; the logits are not computed."""
+    chunk = unwrapped(model)
+    post_process, chunk.post_process = chunk.post_process, False
+    try:
+        hidden: torch.Tensor = model(
+            words.tokens, words.position_ids, words.attention_mask, extra_block_kwargs={TAGS: words.tags}
+        )
+    finally:
+        chunk.post_process = post_process
+    return hidden

@@ -1,0 +1,86 @@
+"""Process groups: start them for a layout, end them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megalign.config.layout import Layout
+from megalign.engine.device import BACKEND, DEVICE
+from megalign.engine.mcore import model_parallel_cuda_manual_seed, parallel_state
+
+
+def start(layout: Layout, *, rank: int, world_size: int, local_rank: int, init_method: str) -> None:
+    """Join the process group and cut it into the layout's groups.
+
+    Args:
+        layout: the parallel layout.
+        rank, world_size, local_rank: this process.
+        init_method: how the processes find each other, `env://`, `tcp://host:port` or `file://path`.
+
+    Raises:
+        ConfigError: `world_size` is not the layout's.
+    """
+    layout.check_world_size(world_size)
+    if DEVICE.type == "cuda":
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            BACKEND, init_method=init_method, rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
+        )
+    p = layout.parallel
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=p.tensor,
+        pipeline_model_parallel_size=p.pipeline,
+        virtual_pipeline_model_parallel_size=p.virtual_pipeline,
+        context_parallel_size=p.context,
+        create_gloo_process_groups=False,
+    )
+
+
+def seed_dropout(seed: int, step: int) -> None:
+    """Dropout's generators as a function of (seed, step, rank): there is no random state to save or restore."""
+    model_parallel_cuda_manual_seed((seed * 1_000_003 + step) % (2**31), force_reset_rng=True)
+
+
+def stop() -> None:
+    """End the groups and leave the process group."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def broadcast_from_last_stage(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` of the last pipeline stage on every rank of the pipeline."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if group.size() > 1:
+        dist.broadcast(tensor, src=parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    return tensor
+
+
+def sum_over_data_parallel(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` summed over data-parallel ranks, in place."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    if group.size() > 1:
+        dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """All data-parallel ranks' rows, in rank order, without gradient.
+
+    Args:
+        rows: [counts[own rank], ...], equal shapes but for the first axis.
+        counts: number of rows of every rank.
+    """
+    group = parallel_state.get_data_parallel_group()
+    if group.size() == 1:
+        return rows.detach()
+    largest = max(counts)
+    padded = rows.new_zeros(largest, *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    everyone = rows.new_empty(group.size() * largest, *rows.shape[1:])
+    dist.all_gather_into_tensor(everyone, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(everyone.split(largest), counts, strict=True)])

@@ -1,0 +1,55 @@
+"""Per-token scores from logits whose vocabulary is cut over tensor-parallel ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megalign.engine.mcore import parallel_state
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """float32 [windows, sequence] arrays: negative log-likelihood (nats), and probability mass by range of ids."""
+
+    nll: np.ndarray
+    mass: dict[str, np.ndarray]
+
+
+def score_tokens(logits: torch.Tensor, labels: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Negative log-likelihoods and masses.
+
+    Args:
+        logits: [windows, sequence, ids of this rank].
+        labels: int64 [windows, sequence].
+        ranges: ids [first, last + 1) whose probability is summed.
+
+    Returns:
+        float32 [1 + len(ranges), windows, sequence], complete on every tensor-parallel rank.
+    """
+    logits = logits.float()
+    first = parallel_state.get_tensor_model_parallel_rank() * logits.size(-1)
+    largest = logits.amax(-1)
+    _reduce(largest, dist.ReduceOp.MAX)
+    probability = (logits - largest[..., None]).exp()
+    here = (labels >= first) & (labels < first + logits.size(-1))
+    own = (labels - first).clamp(0, logits.size(-1) - 1)
+    target = torch.where(here, logits.gather(-1, own[..., None])[..., 0] - largest, 0.0)
+    sums = [probability.sum(-1), target]
+    for start, end in ranges:
+        inside = slice(max(start - first, 0), max(end - first, 0))
+        sums.append(probability[..., inside].sum(-1))
+    parts = torch.stack(sums)
+    _reduce(parts, dist.ReduceOp.SUM)
+    total, target, *masses = parts
+    return torch.stack([total.log() - target, *(mass / total for mass in masses)])
+
+
+def _reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+    group = parallel_state.get_tensor_model_parallel_group()
+    if group.size() > 1:
+        dist.all_reduce(tensor, operation, group=group)

@@ -1,0 +1,1 @@
+"""Studies: methods and seeds as a graph of steps, run and reported."""

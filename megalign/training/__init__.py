@@ -1,0 +1,1 @@
+"""The training loop and its stages, the order of the data, metrics."""
