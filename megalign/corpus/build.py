@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from megalign.corpus.readers import Document
 from megalign.corpus.store.writer import StoreWriter
+from megalign.corpus.tokenizer import Tokenizer
 from megalign.corpus.vocabulary import Vocabulary
-from megalign.corpus.words import segment, word_starts
+from megalign.corpus.words import segment_lines, word_starts
 from megalign.errors import ConfigError, DataError
 
 _BATCH_DOCUMENTS = 64
@@ -49,22 +50,48 @@ def encode_documents(
     Raises:
         DataError: a text is not valid Unicode, or the tokenizer does not keep its bytes.
     """
-    tokenizer, eos = vocabulary.tokenizer, np.array([vocabulary.eos_id], dtype=np.uint32)
     segmented_as = vocabulary.clone_of.get(language, language)
-    num_bytes, flag = tokenizer.token_num_bytes, np.ones(1, dtype=np.bool_)
     stream = iter(documents)
     while batch := list(islice(stream, _BATCH_DOCUMENTS)):
-        try:
-            encoded = tokenizer.encode_batch([document.text for document in batch])
-        except DataError as error:
-            raise DataError(f"{batch[0].place} to {batch[-1].place}: {error}") from None
-        for document, ids in zip(batch, encoded, strict=True):
-            try:
-                flags = word_starts(num_bytes[ids], segment(document.text, segmented_as))
-            except DataError as error:
-                raise DataError(f"{document.place}: {error.what}", error.why, error.fix) from None
-            ids = np.concatenate([vocabulary.shift(ids, language), eos])
-            yield ids, np.concatenate([flags, flag]), document
+        # Text that is all ASCII is divided faster.
+        ascii_only = [document.text.isascii() for document in batch]
+        encoded: dict[int, tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]] = {}
+        for kind in (True, False):
+            places = [place for place, is_ascii in enumerate(ascii_only) if is_ascii is kind]
+            chosen = [batch[place] for place in places]
+            if chosen:
+                encoded |= zip(places, _encode_batch(chosen, vocabulary.tokenizer, segmented_as), strict=True)
+        for place, document in enumerate(batch):
+            ids, flags = encoded[place]
+            yield vocabulary.shift(ids, language), flags, document
+
+
+def _encode_batch(
+    batch: list[Document], tokenizer: Tokenizer, language: str
+) -> list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]]:
+    """Ids with the end-of-text id and word-start flags of each document."""
+    # The space that some tokenizers add belongs to the first word, like any space before a word.
+    texts = [f" {document.text}" if tokenizer.adds_space else document.text for document in batch]
+    try:
+        encoded = tokenizer.encode_batch([document.text for document in batch])
+        segments = segment_lines(texts, language)
+    except DataError as error:
+        raise DataError(f"{batch[0].place} to {batch[-1].place}: {error}") from None
+    eos = np.array([tokenizer.eos_id], dtype=np.uint32)
+    ids = np.concatenate([part for one in encoded for part in (one, eos)])
+    ends = np.cumsum([len(one) + 1 for one in encoded])
+    num_bytes = tokenizer.token_num_bytes[ids]
+    # The end-of-text id stands where `segment_lines` has a line feed.
+    num_bytes[ends - 1] = 1
+    covered, present = np.cumsum(num_bytes)[ends - 1], np.cumsum([len(text.encode()) + 1 for text in texts])
+    if (wrong := np.flatnonzero(covered != present)).size:
+        raise DataError(
+            f"{batch[int(wrong[0])].place}: the tokens do not cover the text.",
+            "The tokenizer changes the text, so word boundaries cannot be found in its tokens.",
+            "Use a byte-level tokenizer, or a SentencePiece model with byte fallback.",
+        )
+    flags = word_starts(num_bytes, segments)
+    return list(zip(np.split(ids, ends[:-1]), np.split(flags, ends[:-1]), strict=True))
 
 
 def build_language(

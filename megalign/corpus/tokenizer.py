@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megalign import files
 from megalign.corpus.fast_bpe import FastBPE, is_byte_level, token_bytes
+from megalign.corpus.sentencepiece_model import convert_sentencepiece
 from megalign.errors import ConfigError, DataError
 
 Ids = npt.NDArray[np.uint32]
@@ -81,10 +82,11 @@ class Tokenizer:
             added = {token["content"]: token for token in self._spec.get("added_tokens", [])}
             self._special = {token for token, entry in added.items() if entry["special"]}
             self._fast = FastBPE.of(self._spec, self._special)
-            if self._fast is not None:
-                self._vocabulary: dict[str, int] = self._spec["model"]["vocab"] | {t: e["id"] for t, e in added.items()}
-            else:
-                self._vocabulary = self._hf.get_vocab(with_added_tokens=True)
+            listed = self._spec["model"]["vocab"]
+            vocabulary = {piece: i for i, (piece, _) in enumerate(listed)} if isinstance(listed, list) else listed
+            self._vocabulary: dict[str, int] = vocabulary | {token: entry["id"] for token, entry in added.items()}
+            if self._fast is None:
+                self._hf = self._as_tokenizers()
         except Exception as error:  # `tokenizers` raises bare Exception
             raise DataError(f"This is not a tokenizer.json: {type(error).__name__} {error}.") from None
         self.is_fast = self._fast is not None
@@ -100,18 +102,24 @@ class Tokenizer:
         self._special.add(self.eos_token)
         self.eos_id: int = self._vocabulary[self.eos_token]
 
-    @cached_property
-    def _hf(self) -> Any:
-        made = tokenizers.Tokenizer.from_str(self._content)
+    def _as_tokenizers(self) -> Any:
+        spec = self._spec
+        if spec["model"]["type"] == "Unigram":
+            # A unigram model finds its special pieces in plain text: give them names that are in no text (U+FDD0 is no
+            # character), at the same ids.
+            pieces = [[f"\ufdd0{i}" if p in self._special else p, s] for i, (p, s) in enumerate(spec["model"]["vocab"])]
+            added = [token for token in spec.get("added_tokens", []) if not token["special"]]
+            spec = spec | {"model": spec["model"] | {"vocab": pieces}, "added_tokens": added, "post_processor": None}
+        made = tokenizers.Tokenizer.from_str(orjson.dumps(spec).decode())
         made.encode_special_tokens = True
         return made
 
     @classmethod
     def load(cls, path: Path, eos_token: str | None = None) -> Tokenizer:
-        """Read a `tokenizer.json`, or the one in a folder.
+        """Read a `tokenizer.json`, or the one in a folder, or a SentencePiece model.
 
         Args:
-            path: the file or folder.
+            path: the file or folder; a file whose name ends with .model is a SentencePiece model.
             eos_token: the end-of-text token; by default the first of the usual ones that the file has.
 
         Raises:
@@ -119,7 +127,8 @@ class Tokenizer:
         """
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
-            return cls(path.read_text(encoding="utf-8"), eos_token)
+            content = convert_sentencepiece(path) if path.suffix == ".model" else path.read_text(encoding="utf-8")
+            return cls(content, eos_token)
         except FileNotFoundError:
             raise DataError(f"The tokenizer {path} does not exist.", fix="Train one or name its file.") from None
         except UnicodeDecodeError as error:
@@ -174,6 +183,11 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text the ids stand for; bytes that are not UTF-8 (a cut character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether encoding puts a space before the text, as SentencePiece models do ("dummy prefix")."""
+        return self.decode_bytes(self.encode("a")) == b" a"
 
     @cached_property
     def token_num_bytes(self) -> npt.NDArray[np.int64]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -111,6 +112,24 @@ def segment(text: str, language: str) -> Segments:
     Raises:
         DataError: the text has lone surrogates, that is, cannot be UTF-8.
     """
+    return _segment(text, language, None)
+
+
+def segment_lines(texts: Sequence[str], language: str) -> Segments:
+    """Divide several texts at once, as if one by one: short texts take far less time together.
+
+    The result is that of the texts joined, each followed by a line feed, which is a segment of its own.
+
+    Raises:
+        DataError: a text has lone surrogates.
+    """
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    separators = np.cumsum(lengths + 1) - 1
+    return _segment("\n".join(texts) + "\n", language, np.concatenate([separators - lengths, separators]))
+
+
+def _segment(text: str, language: str, breaks: Offsets | None) -> Segments:
+    """Segments of a text; one starts at each of `breaks`, which are characters."""
     if text.isascii():
         points: npt.NDArray[Any] = np.zeros(0, dtype=np.uint32)
         offsets = None
@@ -132,6 +151,8 @@ def segment(text: str, language: str) -> Segments:
     wordlike, starts = _boundaries(classes)
     if _base(language) == "zh" and offsets is not None and (jieba := _jieba()) is not None:
         _follow_jieba(text, points, starts, jieba)
+    if breaks is not None:
+        starts[breaks] = True
     where = np.flatnonzero(starts)
     # The space before a word belongs to the word: move the word's start onto it.
     spaced = wordlike[where] & (where > 0)

@@ -95,7 +95,7 @@ def save(engine: Engine, folder: Path, step: int, state: dict[str, Any], *, keep
         write_json(temporary / MARKER, {**state, "step": step})
         if final.exists():
             shutil.rmtree(final)
-        os.replace(temporary, final)
+        temporary.replace(final)
         fsync_directory(folder)
         write_text(folder / "latest", final.name + "\n")
         _remove_old(folder, keep)

@@ -84,3 +84,19 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     everyone = rows.new_empty(group.size() * largest, *rows.shape[1:])
     dist.all_gather_into_tensor(everyone, padded, group=group)
     return torch.cat([part[:count] for part, count in zip(everyone.split(largest), counts, strict=True)])
+
+
+def rank() -> int:
+    """This process's number in the process group."""
+    return dist.get_rank()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    dist.barrier()
+
+
+def sum_counts(counts: list[int]) -> list[int]:
+    """Counts summed over data-parallel ranks."""
+    total = sum_over_data_parallel(torch.tensor(counts, dtype=torch.int64, device=DEVICE))
+    return [int(value) for value in total]

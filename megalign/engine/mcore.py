@@ -1,5 +1,5 @@
 """The one door to Megatron-Core: installs the host adaptation, then imports every name the engine uses."""
-# ruff: noqa: I001, E402 - the hook must be installed before the first import from megatron
+# ruff: noqa: E402 - the hook must be installed before the first import from megatron
 
 from __future__ import annotations
 

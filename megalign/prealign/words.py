@@ -140,6 +140,22 @@ class WordBatches:
             local_start=local_start,
         )
 
+    def all_of(self, entries: Int64) -> WordBatch:
+        """A batch, for one rank, of all words of the given table entries (for measuring, not for injection)."""
+        starts = self.encoded.entry_offsets[entries]
+        words = ranges(starts, self.encoded.entry_offsets[entries + 1] - starts)
+        tokens, position_ids, word_of_token = self._pack(words)
+        return WordBatch(
+            tokens=tokens,
+            position_ids=position_ids,
+            word_of_token=word_of_token,
+            num_words=len(words),
+            entry=self.encoded.entry[words],
+            surface=self.encoded.surface[words],
+            words_per_rank=(len(words),),
+            local_start=0,
+        )
+
     def _compute_permutation(self, epoch: int) -> Int64:
         return generator(self.seed, "word batches", epoch).permutation(self.encoded.batch_entries)
 

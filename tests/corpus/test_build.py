@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice, repeat
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from megalign.corpus.readers import Document
 from megalign.corpus.store import StoreWriter, TokenStore, check_store
 from megalign.corpus.tokenizer import Tokenizer, train_tokenizer
 from megalign.corpus.vocabulary import Vocabulary
-from megalign.corpus.words import segment
+from megalign.corpus.words import segment, word_starts
 from megalign.errors import ConfigError, DataError
 
 TEXTS = list(islice(ProceduralEnglish(0).documents("train"), 100))
@@ -96,8 +97,30 @@ def test_budget_errors(tmp_path: Path, vocabulary: Vocabulary) -> None:
 
 
 def test_bad_text_is_named_by_its_place(vocabulary: Vocabulary) -> None:
-    with pytest.raises(DataError, match=r"a:0 to a:1: A text is not valid Unicode"):
+    with pytest.raises(DataError, match=r"a:1 to a:1: A text is not valid Unicode"):
         list(encode_documents([Document("x", "a", 0), Document("\ud800", "a", 1)], vocabulary, "en"))
+
+
+def test_a_tokenizer_that_changes_the_text_is_refused(tokenizer: Tokenizer) -> None:
+    spec = json.loads(tokenizer.to_json())
+    spec["normalizer"] = {"type": "NFKC"}
+    vocabulary = Vocabulary(Tokenizer(json.dumps(spec)), ("en",))
+    documents = [Document("plain", "a", 0), Document("ﬁne", "a", 1), Document("x", "a", 2)]
+    with pytest.raises(DataError, match=r"a:1: the tokens do not cover the text. The tokenizer changes the text"):
+        list(encode_documents(documents, vocabulary, "en"))
+
+
+def test_batches_do_not_mix_documents(vocabulary: Vocabulary) -> None:
+    """Each document's ids and flags are those it has alone, ASCII or not, in the order given."""
+    texts = [t for pair in zip(TEXTS, (f"é{t} '我" for t in TEXTS), strict=True) for t in pair] + ["'s", " ", "s'"]
+    tokenizer = vocabulary.tokenizer
+    for text, (ids, flags, document) in zip(
+        texts, encode_documents((Document(t, "", i) for i, t in enumerate(texts)), vocabulary, "en"), strict=True
+    ):
+        assert document.text == text
+        assert ids.tolist() == [*tokenizer.encode(text).tolist(), tokenizer.eos_id]
+        alone = word_starts(tokenizer.token_num_bytes[ids[:-1]], segment(text, "en"))
+        assert flags.tolist() == [*alone.tolist(), True]
 
 
 def test_splits_depend_on_the_text_and_meet_the_fraction() -> None:

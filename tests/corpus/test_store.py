@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import resource
 import shutil
 import warnings
 from collections.abc import Callable
@@ -208,6 +210,33 @@ def test_arrays_written_by_zarr_python_are_mapped_or_refused(tmp_path: Path) -> 
     assert zarr.open_array(tmp_path / "fine", mode="r")[0] == 101, "a zarr reader takes chunks in any order"
     with pytest.raises(DataError, match="inner chunks are missing or out of order"):
         map_array(tmp_path / "fine")
+
+
+def test_many_units_need_no_open_files(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    with StoreWriter(tmp_path / "s", vocabulary) as store:
+        for number in range(60):
+            with store.unit(f"en/{number:02d}", "en") as unit:
+                unit.add(np.array([number, 0], dtype=np.uint32), np.ones(2, dtype=bool), Document("", "f", 0))
+    opened = TokenStore.open(tmp_path / "s")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(list(Path("/proc/self/fd").iterdir()))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 10, hard))
+        views = [opened.window("en", 2 * number, 1) for number in range(60)]
+        flags = opened.word_start_flags("en", 0, 120)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [int(view[0]) for view in views] == list(range(60))
+    assert flags.all()
+
+
+def test_a_window_outlives_its_store(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    plain = build(tmp_path / "s", vocabulary, {"en/a": ("en", "train", 50)})["en", "train"]
+    store = TokenStore.open(tmp_path / "s")
+    view = store.window("en", 3, 100)
+    del store
+    gc.collect()
+    assert np.array_equal(view, np.concatenate([d[0] for d in plain])[3:103])
 
 
 def test_token_dtype_is_the_smallest_that_fits() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from megalign.corpus import words
 from megalign.corpus.readers import read_documents
 from megalign.corpus.tokenizer import Tokenizer, train_tokenizer
-from megalign.corpus.words import Segments, segment, segmenter_name, word_starts
+from megalign.corpus.words import Segments, segment, segment_lines, segmenter_name, word_starts
 from megalign.errors import DataError
 
 RANGES = "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in words._UNSPACED)
@@ -126,6 +126,21 @@ def test_chinese_without_rjieba_is_a_character_a_word(monkeypatch: pytest.Monkey
     monkeypatch.setattr(words, "_jieba", lambda: None)
     assert pieces("我们 a", "zh") == [("我", True), ("们", True), (" a", True)]
     assert segmenter_name("zh") == segmenter_name("en")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@given(st.lists(st.lists(st.sampled_from([*ATOMS, "\n", "我们在"]), max_size=6).map("".join), min_size=1, max_size=6))
+def test_texts_together_have_the_segments_they_have_alone(language: str, texts: list[str]) -> None:
+    together = segment_lines(texts, language)
+    starts, is_word, offset = [], [], 0
+    for text in texts:
+        alone = segment(text, language)
+        starts += [*(alone.starts + offset).tolist(), offset + alone.num_bytes]
+        is_word += [*alone.is_word.tolist(), False]
+        offset += alone.num_bytes + 1
+    assert together.starts.tolist() == starts
+    assert together.is_word.tolist() == is_word
+    assert together.num_bytes == offset
 
 
 @pytest.fixture(scope="module")

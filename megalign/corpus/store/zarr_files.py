@@ -8,8 +8,10 @@ too, if their inner chunks are uncompressed and in order, and refused otherwise.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +27,10 @@ Array = npt.NDArray[Any]
 SHARD_ELEMENTS = 16 * 2**20
 CHUNK_ELEMENTS = 64 * 2**10
 _ABSENT = np.uint64(2**64 - 1)
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
 
 
 def group_json(attributes: dict[str, Any]) -> bytes:
@@ -195,6 +201,23 @@ def _layout(metadata: dict[str, Any]) -> tuple[int, np.dtype[Any], int, int]:
     return length, dtype.newbyteorder("<"), shard, chunk
 
 
+def _map_file(descriptor: int, size: int) -> npt.NDArray[np.uint8]:
+    """A file's bytes, mapped read-only until the last array on them is gone.
+
+    The C library is called because `mmap.mmap` keeps a descriptor open for every mapping (before Python 3.13), and a store
+    of a thousand units would exhaust the usual limit of 1024.
+    """
+    address = _LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == ctypes.c_void_p(-1).value:
+        error = ctypes.get_errno()
+        raise DataError(f"A file cannot be mapped into memory: {os.strerror(error)}.")
+    buffer = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(buffer, _LIBC.munmap, ctypes.c_void_p(address), ctypes.c_size_t(size))
+    content: npt.NDArray[np.uint8] = np.frombuffer(memoryview(buffer), dtype=np.uint8)
+    content.flags.writeable = False
+    return content
+
+
 def _map_shard(path: Path, filled: int, dtype: np.dtype[Any], shard: int, chunk: int) -> Array:
     present, chunk_bytes = -(-filled // chunk), chunk * dtype.itemsize
     index_bytes = shard // chunk * 16 + 4
@@ -206,14 +229,14 @@ def _map_shard(path: Path, filled: int, dtype: np.dtype[Any], shard: int, chunk:
                     f"The shard {path} is truncated: {size} bytes of {present * chunk_bytes + index_bytes}.",
                     fix="Run `megalign store check`, then build its unit again.",
                 )
-            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            content = _map_file(stream.fileno(), size)
     except FileNotFoundError:
         raise DataError(
             f"The shard {path} is missing.",
             "A zarr library would read zeros in its place.",
             "Run `megalign store check`, then build its unit again.",
         ) from None
-    tail = content[size - index_bytes :]
+    tail = content[size - index_bytes :].tobytes()
     if google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
         raise DataError(f"The index of the shard {path} is damaged (crc32c).", fix="Build its unit again.")
     index = np.frombuffer(tail[:-4], dtype="<u8").reshape(-1, 2)[:present]
@@ -224,4 +247,4 @@ def _map_shard(path: Path, filled: int, dtype: np.dtype[Any], shard: int, chunk:
             "Some writers (zarrs) store chunks as they finish.",
             "Rewrite it with zarr-python's default pipeline and write_empty_chunks=True.",
         )
-    return np.frombuffer(content, dtype=dtype, count=filled)
+    return content[: filled * dtype.itemsize].view(dtype)

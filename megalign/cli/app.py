@@ -1,0 +1,168 @@
+"""`megalign`: studies, single runs, stores, and what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from megalign import __version__
+from megalign.errors import MegalignError
+
+app = typer.Typer(
+    name="megalign",
+    help="Pretrain multilingual language models whose words are aligned before they are learned.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+study_app = typer.Typer(no_args_is_help=True, help="Compare methods: data, runs and report from one YAML file.")
+store_app = typer.Typer(no_args_is_help=True, help="Token stores.")
+app.add_typer(study_app, name="study")
+app.add_typer(store_app, name="store")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that replace those of the file, as section.key=value.")
+]
+Threads = Annotated[int, typer.Option(help="CPU threads each process computes with.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@study_app.command("run")
+def study_run(
+    config: Annotated[Path, typer.Argument(help="The study, e.g. examples/enclone/demo.yaml.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder in which the study gets a folder of its own.")] = Path("runs"),
+) -> None:
+    """Build the data, train and measure every method and seed, write the report. Rerun to continue.
+
+    Example: `megalign study run examples/enclone/demo.yaml train.steps=50 parallel.tensor=2`
+
+    The folder is OUT/NAME, with the overrides in its name where there are any. What is done is not done again.
+    """
+    from megalign.config import load_study
+    from megalign.study.expand import folder_for
+    from megalign.study.runner import begin, default_processes, run_steps
+
+    study = load_study(config, overrides or [])
+    folder = folder_for(study, overrides or [], out)
+    console = Console()
+    steps = begin(study, folder)
+    console.print(f"study {study.name}: {len(steps)} steps in {folder.path}", highlight=False, soft_wrap=True)
+    try:
+        run_steps(steps, folder, max_processes=default_processes(study), console=console)
+    except MegalignError:
+        if any(folder.path.glob("runs/*/seed*/scores.jsonl")):
+            _report(folder.path, console)
+        raise
+    _report(folder.path, console)
+
+
+@study_app.command("report")
+def study_report(folder: Annotated[Path, typer.Argument(help="A study's folder, e.g. runs/enclone-demo.")]) -> None:
+    """Write the report of a study from the scores that are there: HTML page, PNG figures, CSV tables."""
+    _report(folder, Console())
+
+
+def _report(folder: Path, console: Console) -> None:
+    from megalign.study.report import build_report, console_table
+
+    report = build_report(folder)
+    console.print(console_table(report))
+    console.print(f"report: {report.page}", highlight=False, soft_wrap=True)
+    console.print(f"table:  {folder / 'report' / 'summary.csv'}", highlight=False, soft_wrap=True)
+
+
+def _run(kind: str, config: Path, overrides: list[str] | None, threads: int) -> None:
+    """Train or measure in the processes of the layout: those we are one of, or new ones on this machine."""
+    from megalign.cluster.local import run_locally
+    from megalign.cluster.ranks import discover
+    from megalign.config import load_run
+    from megalign.config.layout import Layout
+
+    run = load_run(config, overrides or [])  # wrong settings end here, before processes start
+    Layout(run.parallel).check(run.model)
+    arguments = [kind, str(config), *(overrides or [])]
+    if discover().origin != "single":
+        from megalign.study.worker import work
+
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        work(arguments)
+        return
+    world_size = Layout(run.parallel).world_size
+    code = run_locally(["megalign.study.worker", *arguments], world_size=world_size, threads=threads)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A run's YAML file, e.g. the config.yaml of a run's folder.")],
+    overrides: Overrides = None,
+    threads: Threads = 1,
+) -> None:
+    """Train one run: injection where the method has it, then pretraining. Rerun to continue.
+
+    Starts the processes of the layout on this machine; under torchrun or srun it joins those.
+    """
+    _run("train", config, overrides, threads)
+
+
+@app.command("eval")
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="The YAML file the run was trained with.")],
+    overrides: Overrides = None,
+    threads: Threads = 1,
+) -> None:
+    """Measure a trained run: perplexity, bits per byte, knowledge application, alignment; into its scores.jsonl."""
+    _run("eval", config, overrides, threads)
+
+
+@store_app.command("check")
+def store_check(
+    store: Annotated[Path, typer.Argument(help="Folder of a token store.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes and structure only, no checksums or ids.")] = False,
+) -> None:
+    """Check a token store: shards, checksums, offsets, ids, word flags. Ends with 3 where something is wrong."""
+    from megalign.corpus.store import check_store
+    from megalign.errors import DataError
+
+    problems = check_store(store, deep=not quick)
+    for problem in problems:
+        print(f"{problem.unit}: {problem.kind}: {problem.message}")
+    if problems:
+        raise DataError(f"{store} has {len(problems)} problems.", fix="Build the damaged units again.")
+    print(f"{store}: no problem found")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which path the engine will take here, and why."""
+    from megalign.cli.doctor import diagnosis
+
+    Console().print(diagnosis())
+
+
+def main() -> None:
+    """Entry point of the `megalign` command."""
+    from megalign.study.worker import report_error
+
+    try:
+        app()
+    except MegalignError as error:
+        sys.exit(report_error(error, int(os.environ.get("RANK", "0"))))
+
+
+if __name__ == "__main__":
+    main()

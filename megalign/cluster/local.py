@@ -1,0 +1,148 @@
+"""Start the processes of a run on this machine, pass signals on, end all when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+GRACE_SECONDS = 60.0
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def process_environment(rank: int, world_size: int, port: int, threads: int) -> dict[str, str]:
+    """Variables of one process: its rank, the meeting point, its threads."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(threads),
+        # Spinning OpenMP threads starve the other processes of a shared machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+class LocalProcesses:
+    """The processes of one command: `arguments` for `python -m`, started `world_size` times.
+
+    Args:
+        arguments: module and arguments.
+        world_size: number of processes.
+        threads: threads each computes with.
+        log: file that receives their output, appended; None leaves it on the terminal.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, world_size: int, threads: int = 1, log: Path | None = None) -> None:
+        self.arguments, self.log = list(arguments), log
+        port = free_port()
+        stream = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            stream = log.open("ab")
+        try:
+            self.processes = [
+                subprocess.Popen(
+                    [sys.executable, "-m", *self.arguments],
+                    env=process_environment(rank, world_size, port, threads),
+                    stdout=stream,
+                    stderr=subprocess.STDOUT if stream else None,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # a Ctrl-C reaches them through us, once
+                )
+                for rank in range(world_size)
+            ]
+        finally:
+            if stream is not None:
+                stream.close()
+
+    def poll(self) -> int | None:
+        """None while running; then 0, or the exit code of the first that failed. A failure ends the others."""
+        codes = [process.poll() for process in self.processes]
+        failed = [code for code in codes if code]
+        if failed and None in codes:
+            # On a request to stop all leave by themselves, so a first exit code of 75 only means: wait.
+            self.stop(GRACE_SECONDS if failed[0] == 75 else 5.0)
+            codes = [process.poll() for process in self.processes]
+        if None in codes:
+            return None
+        return _meaning(failed[0]) if failed else 0
+
+    def send(self, number: int) -> None:
+        """Send a signal to all that are running."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Wait for all to end; after `grace_seconds` end them."""
+        deadline = time.monotonic() + grace_seconds
+        for process in self.processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                try:
+                    process.wait(5.0)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _meaning(code: int) -> int:
+    return 128 - code if code < 0 else code
+
+
+class ForwardSignals:
+    """While active, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 of this process go to the given processes.
+
+    Attributes:
+        received: the first signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.targets: list[LocalProcesses] = []
+        self.received: int | None = None
+
+    def __enter__(self) -> ForwardSignals:
+        self._before = {number: signal.signal(number, self._handle) for number in _FORWARDED}
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        for target in self.targets:
+            target.send(signal.SIGTERM if number == signal.SIGINT else number)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run_locally(arguments: Sequence[str], *, world_size: int, threads: int = 1, log: Path | None = None) -> int:
+    """Start, wait, and return the exit code (see LocalProcesses.poll)."""
+    with ForwardSignals() as signals:
+        processes = LocalProcesses(arguments, world_size=world_size, threads=threads, log=log)
+        signals.targets.append(processes)
+        if signals.received is not None:
+            processes.send(signal.SIGTERM)
+        while (code := processes.poll()) is None:
+            time.sleep(0.05)
+        return code

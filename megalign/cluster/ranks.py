@@ -1,0 +1,62 @@
+"""Which of the run's processes this is, and where the others are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megalign.errors import EnvironmentProblem
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process of a run.
+
+    Attributes:
+        rank: number among all processes.
+        world_size: number of processes.
+        local_rank: number on this host.
+        init_method: how the processes find each other, for torch.distributed.
+        origin: who started them: "torchrun", "slurm", "mpi" or "single".
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    init_method: str
+    origin: str
+
+
+def discover(environment: Mapping[str, str] | None = None) -> Rank:
+    """Read the place of this process from torchrun's (and our launcher's), Slurm's or MPI's variables.
+
+    Raises:
+        EnvironmentProblem: more than one process, and no address to meet at.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        found = ("torchrun", env["RANK"], env["WORLD_SIZE"], env.get("LOCAL_RANK", "0"))
+    elif "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and env.get("SLURM_NTASKS", "1") != "1":
+        found = ("slurm", env["SLURM_PROCID"], env["SLURM_NTASKS"], env.get("SLURM_LOCALID", "0"))
+    elif "PMI_RANK" in env and "PMI_SIZE" in env:
+        found = ("mpi", env["PMI_RANK"], env["PMI_SIZE"], env.get("MPI_LOCALRANKID", env["PMI_RANK"]))
+    elif "OMPI_COMM_WORLD_RANK" in env:
+        found = (
+            "mpi",
+            env["OMPI_COMM_WORLD_RANK"],
+            env["OMPI_COMM_WORLD_SIZE"],
+            env.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"),
+        )
+    else:
+        return Rank(0, 1, 0, "", "single")
+    origin, rank, world_size, local_rank = found[0], *map(int, found[1:])
+    address = env.get("MASTER_ADDR")
+    if world_size > 1 and (not address or not env.get("MASTER_PORT")):
+        raise EnvironmentProblem(
+            f"{world_size} processes were started by {origin}, but MASTER_ADDR and MASTER_PORT are not set.",
+            "They cannot find each other.",
+            "Export both in the job script, e.g. MASTER_ADDR=<first host> MASTER_PORT=29500.",
+        )
+    method = f"tcp://{address}:{env.get('MASTER_PORT')}" if world_size > 1 else ""
+    return Rank(rank, world_size, local_rank, method, origin)

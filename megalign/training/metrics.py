@@ -1,0 +1,102 @@
+"""Metrics: one JSON line per logged step, and a line on the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from megalign.files import write_text
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl`. Only the rank that writes has one.
+
+    Args:
+        path: the file; lines of this stage beyond `step` are dropped, so that a resumed run has every step once.
+        stage: "inject" or "pretrain".
+        step: steps taken before.
+        total_steps: length of the stage, for the ETA.
+        tokens_per_step: tokens of a step, all ranks together.
+    """
+
+    def __init__(self, path: Path, stage: str, *, step: int, total_steps: int, tokens_per_step: int) -> None:
+        self.path, self.stage, self.total_steps = path, stage, total_steps
+        self.tokens_per_step = tokens_per_step
+        drop_lines(path, lambda line: line.get("stage") == stage and int(line.get("step", 0)) > step)
+        self._stream = path.open("a", encoding="utf-8")
+        self._step, self._time = step, time.monotonic()
+        self._waited = 0.0
+        self.compute_seconds = 0.0
+
+    def waited_for_data(self, seconds: float) -> None:
+        """Count time in which nothing was computed because data was not there."""
+        self._waited += seconds
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not training (measuring, saving)."""
+        self._time += seconds
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write the metrics of `step` and show the main ones."""
+        now = time.monotonic()
+        seconds = max(now - self._time, 1e-9)
+        steps = max(step - self._step, 1)
+        speed = steps * self.tokens_per_step / seconds
+        line = {
+            "stage": self.stage,
+            "step": step,
+            "total_steps": self.total_steps,
+            **values,
+            "tokens_per_second": round(speed, 1),
+            "step_seconds": round(seconds / steps, 6),
+            "data_wait_share": round(self._waited / seconds, 5),
+        }
+        self._stream.write(json.dumps(_finite(line)) + "\n")
+        self._stream.flush()
+        eta = (self.total_steps - step) * seconds / steps
+        shown = "  ".join(
+            f"{name} {values[name]:.4g}" for name in ("loss", "contrastive", "grad_norm", "lr") if name in values
+        )
+        print(
+            f"{self.stage} {step}/{self.total_steps}  {shown}  {speed:,.0f} tok/s  ETA {format_seconds(eta)}",
+            flush=True,
+        )
+        self.compute_seconds += seconds
+        self._step, self._time, self._waited = step, now, 0.0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def drop_lines(path: Path, unwanted: Any) -> None:
+    """Rewrite a JSON-lines file without the lines for which `unwanted` is true, and without a half-written last one."""
+    if not path.exists():
+        return
+    kept, changed = [], False
+    for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            drop = not text.endswith("\n") or unwanted(json.loads(text))
+        except json.JSONDecodeError:
+            drop = True
+        changed |= drop
+        if not drop:
+            kept.append(text)
+    if changed:
+        write_text(path, "".join(kept))
+
+
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan: null instead."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
+def format_seconds(seconds: float) -> str:
+    """E.g. 1h02m, 3m05s, 12s."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"

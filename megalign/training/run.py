@@ -1,0 +1,339 @@
+"""One run: injection where the method has it, then pretraining. Rerun to continue."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megalign.cluster.ranks import Rank
+from megalign.config import RunConfig
+from megalign.config.layout import Layout
+from megalign.corpus.store import TokenStore
+from megalign.engine import checkpoint, groups
+from megalign.engine.engine import Engine
+from megalign.errors import ConfigError, DataError
+from megalign.files import read_json, write_json, write_text
+from megalign.prealign.encoded import EncodedTable
+from megalign.prealign.table import AlignmentTable
+from megalign.prealign.words import WordBatches
+from megalign.training import loop
+from megalign.training.samples import Samples, build_switcher, check_hit_rate
+
+
+class RunFolder:
+    """The files of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.scores = path / "scores.jsonl"
+        self.summary = path / "run.json"
+
+    def checkpoints(self, stage: str) -> Path:
+        """The checkpoints of a stage."""
+        return self.path / "checkpoints" / stage
+
+    def begin(self, config: RunConfig) -> None:
+        """Write the resolved configuration, or see that the folder was begun with the same one.
+
+        Raises:
+            ConfigError: the folder holds a run with other settings.
+        """
+        content = config.model_dump(mode="json")
+        if self.config.exists():
+            before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            changed = [
+                f"{key} was {old!r}, is {new!r}"
+                for key, old, new in differences(before, content)
+                if not _may_change(key)
+            ]
+            if changed:
+                raise ConfigError(
+                    f"The run folder {self.path} was started with other settings: {'; '.join(changed)}.",
+                    "Continuing would mix two runs.",
+                    "Restore the settings, choose another folder, or remove this one.",
+                )
+        write_text(self.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _may_change(key: str) -> bool:
+    """Settings that do not change results: where and how the run is computed."""
+    return key.split(".")[0] in {"parallel", "folder", "name", "evaluate"} or key in {
+        "train.micro_batch_size",
+        "train.log_interval",
+        "train.checkpoint_interval",
+        "train.keep_checkpoints",
+        "data.store",
+        "data.table",
+        "data.facts",
+    }
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) wherever two nested mappings differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            item
+            for key in keys
+            for item in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if old == new else [(prefix, old, new)]
+
+
+@dataclass
+class RunInputs:
+    """The files a run reads, opened."""
+
+    config: RunConfig
+    store: TokenStore
+
+    @classmethod
+    def open(cls, config: RunConfig) -> RunInputs:
+        """Open what the run needs.
+
+        Raises:
+            DataError: a file is missing or damaged, or the sources' ids exceed the store's vocabulary.
+        """
+        return cls(config, TokenStore.open(Path(config.data.store)))
+
+    @cached_property
+    def encoded(self) -> EncodedTable:
+        """The alignment table in the store's token ids."""
+        if self.config.data.table is None:
+            raise ConfigError("data.table is not set.", "This method needs an alignment table.", "Set data.table.")
+        table = AlignmentTable.load(Path(self.config.data.table))
+        return EncodedTable(table, self.store.vocabulary, self.config.data.source_language)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The training text."""
+        config = self.config
+        switcher = build_switcher(config, self.encoded) if config.codeswitch.ratio else None
+        return Samples(self.store, config.data.sources, config.model.sequence_length, config.seed, switcher=switcher)
+
+    @property
+    def num_steps(self) -> int:
+        """Pretraining steps: train.steps, or fewer where train.max_epochs ends them."""
+        train = self.config.train
+        if train.max_epochs is None:
+            return train.steps
+        samples = self.samples.order.samples_in_epochs(train.max_epochs)
+        if samples < train.global_batch_size:
+            raise DataError(
+                f"{train.max_epochs:g} epochs are {samples} windows, fewer than train.global_batch_size "
+                f"{train.global_batch_size}.",
+                "There is not a single step to take.",
+                "Raise train.max_epochs, or give the source more text.",
+            )
+        return min(train.steps, samples // train.global_batch_size)
+
+    def engine(self, layout: Layout, stage: str | None) -> Engine:
+        """A fresh engine for a stage ("inject", "pretrain"), or one that only reads (None)."""
+        config = self.config
+        optimizer = {"inject": config.inject.optimizer, "pretrain": config.train.optimizer}.get(stage or "")
+        steps = {"inject": config.inject.steps, "pretrain": self.num_steps}.get(stage or "", 1)
+        vocabulary = self.store.vocabulary
+        return Engine(
+            config.model,
+            layout,
+            config.precision,
+            vocab_size=vocabulary.size,
+            seed=config.seed,
+            optimizer=optimizer,
+            num_steps=max(steps, 1),
+            row_sources=vocabulary.row_sources() if config.golden_embeddings else None,
+        )
+
+
+def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> None:
+    """Train a run to its end; called by every process of the layout.
+
+    Args:
+        config: the run.
+        rank: this process.
+        probe: measures alignment and perplexity every train.evaluate_interval steps of pretraining.
+
+    Raises:
+        StoppedOnRequest: a signal came; the state is saved.
+        MegalignError: settings, data or the machine do not allow the run.
+    """
+    layout = Layout(config.parallel)
+    layout.check(config.model)
+    layout.check_world_size(rank.world_size)
+    inputs = RunInputs.open(config)
+    folder = RunFolder(Path(config.folder))
+    writes = rank.rank == 0
+    if writes:
+        folder.begin(config)
+    started = time.monotonic()
+    seconds = 0.0
+    if config.inject.steps:
+        seconds += _inject(inputs, folder, layout, writes)
+    seconds += _pretrain(inputs, folder, layout, writes, probe)
+    if writes and (seconds or not folder.summary.exists()):
+        _summarise(inputs, folder, layout, time.monotonic() - started, seconds)
+
+
+def _inject(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool) -> float:
+    config, inject = inputs.config, inputs.config.inject
+    where = folder.checkpoints("inject")
+    if _finished(where, inject.steps):
+        return 0.0
+    place = layout.coordinates(groups.rank())
+    world = layout.parallel.data
+    words = WordBatches(
+        inputs.encoded,
+        entries_per_batch=inject.entries_per_step,
+        seed=config.seed,
+        row_width_tokens=inject.row_width_tokens,
+    )
+    text = Samples(inputs.store, config.data.sources, config.model.sequence_length, config.seed, name="inject")
+
+    def batches(step: int) -> list[loop.Batch]:
+        # One window a micro-batch keeps the pipeline fed; the language-modelling text is small beside the words.
+        first = (step - 1) * inject.lm_batch_size
+        size = inject.lm_batch_size // world
+        windows = text.micro_batches(first, inject.lm_batch_size, rank=place.data, world=world, size=size)
+        return [words.batch(step - 1, rank=place.data, world=world), *windows]
+
+    tokens = inject.lm_batch_size * config.model.sequence_length
+    stage = loop.Stage(
+        name="inject",
+        num_steps=inject.steps,
+        batches=batches,
+        samples_per_step=inject.lm_batch_size,
+        tokens_per_step=tokens,
+        state={"order": text.order.fingerprint, "store": inputs.store.fingerprint},
+        log_interval=config.train.log_interval,
+        checkpoint_interval=config.train.checkpoint_interval,
+        keep_checkpoints=config.train.keep_checkpoints,
+        inject=inject,
+    )
+    return loop.run(stage, inputs.engine(layout, "inject"), where, folder.metrics if writes else None)
+
+
+def _pretrain(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, probe: loop.Probe | None) -> float:
+    config, train_config = inputs.config, inputs.config.train
+    where = folder.checkpoints("pretrain")
+    if _finished(where, inputs.num_steps):
+        return 0.0
+    place = layout.coordinates(groups.rank())
+    samples = inputs.samples
+    check_hit_rate(samples, config)
+    engine = inputs.engine(layout, "pretrain")
+    if config.inject.steps and checkpoint.latest(where) is None:
+        injected = checkpoint.latest(folder.checkpoints("inject"))
+        assert injected is not None
+        checkpoint.load(engine, injected, with_optimizer=False)
+
+    def batches(step: int) -> list[loop.Batch]:
+        size = train_config.global_batch_size
+        return list(
+            samples.micro_batches(
+                (step - 1) * size,
+                size,
+                rank=place.data,
+                world=layout.parallel.data,
+                size=train_config.micro_batch_size,
+            )
+        )
+
+    counts = _SwitchTotals(inputs)
+    stage = loop.Stage(
+        name="pretrain",
+        num_steps=inputs.num_steps,
+        batches=batches,
+        samples_per_step=train_config.global_batch_size,
+        tokens_per_step=train_config.global_batch_size * config.model.sequence_length,
+        state={"order": samples.order.fingerprint, "store": inputs.store.fingerprint},
+        log_interval=train_config.log_interval,
+        checkpoint_interval=train_config.checkpoint_interval,
+        keep_checkpoints=train_config.keep_checkpoints,
+        extra=counts.metrics,
+        probe=probe,
+        probe_interval=train_config.evaluate_interval,
+        checkpoint_extra=counts.state,
+        restore_extra=counts.restore,
+    )
+    return loop.run(stage, engine, where, folder.metrics if writes else None)
+
+
+class _SwitchTotals:
+    """Words switched so far by all data-parallel ranks, kept over resumes."""
+
+    def __init__(self, inputs: RunInputs) -> None:
+        self.samples = inputs.samples
+        self.before = [0, 0, 0]
+
+    def metrics(self) -> dict[str, Any]:
+        """The rate on this rank's windows (each rank reads a fair share)."""
+        return {"codeswitch_rate": self.samples.counts.rate} if self.samples.switcher else {}
+
+    def state(self) -> dict[str, Any]:
+        """Totals over ranks, a collective."""
+        counts = self.samples.counts
+        own = groups.sum_counts([counts.words, counts.covered, counts.switched])
+        return {"words_seen_covered_switched": [a + b for a, b in zip(self.before, own, strict=True)]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.before = list(state.get("words_seen_covered_switched", self.before))
+
+
+def _finished(folder: Path, num_steps: int) -> bool:
+    path = checkpoint.latest(folder)
+    return path is not None and path == checkpoint.path_of(folder, num_steps)
+
+
+def _summarise(inputs: RunInputs, folder: RunFolder, layout: Layout, wall_seconds: float, seconds: float) -> None:
+    """Write run.json: what was seen, at what speed, in which layout."""
+    config, samples = inputs.config, inputs.samples
+    path = checkpoint.latest(folder.checkpoints("pretrain"))
+    assert path is not None
+    state = read_json(path / checkpoint.MARKER)
+    words, _, switched = state["words_seen_covered_switched"]
+    length = config.model.sequence_length
+    consumed = samples.order.consumed(int(state["samples"]))
+    lm_tokens = config.inject.steps * config.inject.lm_batch_size * length
+    before = read_json(folder.summary) if folder.summary.exists() else {}
+    write_json(
+        folder.summary,
+        {
+            "status": "trained",
+            "method": config.method,
+            "seed": config.seed,
+            "parameters": before.get("parameters"),
+            "tokens_seen": {
+                "injection": lm_tokens,
+                "pretrain": {s.read_as: n * length for s, n in zip(samples.sources, consumed, strict=True)},
+            },
+            "epochs": {
+                s.read_as: n / o.num_windows
+                for s, o, n in zip(samples.sources, samples.order.sources, consumed, strict=True)
+            },
+            "steps": {"inject": config.inject.steps, "pretrain": inputs.num_steps},
+            "codeswitch_rate": switched / words if words else 0.0,
+            "embedding_init_std": config.model.embedding_init_std or config.model.init_std,
+            "layout": config.parallel.model_dump(),
+            "wall_seconds": round(before.get("wall_seconds", 0.0) + wall_seconds, 1),
+            "tokens_per_second": _mean_speed(folder.metrics),
+        },
+    )
+
+
+def _mean_speed(metrics: Path) -> float | None:
+    """Mean tokens a second over the logged lines of pretraining."""
+    speeds = []
+    for text in metrics.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if line["stage"] == "pretrain" and line["step"] > 1:
+            speeds.append(line["tokens_per_second"])
+    return round(len(speeds) / sum(1 / speed for speed in speeds), 1) if speeds else None

@@ -1,0 +1,163 @@
+"""Samples: windows of the store in the order of the plan, codeswitched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megalign.config import RunConfig, SourceConfig
+from megalign.corpus.store import TokenStore
+from megalign.engine.engine import LanguageBatch
+from megalign.errors import ConfigError, DataError
+from megalign.prealign.codeswitch import Codeswitcher
+from megalign.prealign.encoded import EncodedTable
+from megalign.training.order import DataOrder, Source
+
+_SELF_TEST_WINDOWS = 64
+
+
+@dataclass
+class SwitchCounts:
+    """Words seen, words the table covers, words switched."""
+
+    words: int = 0
+    covered: int = 0
+    switched: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Share of the words that were switched."""
+        return self.switched / self.words if self.words else 0.0
+
+
+class Samples:
+    """`sample(i)` and batches of samples.
+
+    Args:
+        store: the token store.
+        sources: what is mixed.
+        sequence_length: tokens of a window.
+        seed: the run's seed.
+        name: name of the order, see DataOrder.
+        switcher: codeswitching; None leaves the text as it is.
+
+    Raises:
+        DataError: the store lacks a language, or a source is too short.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        sources: Sequence[SourceConfig],
+        sequence_length: int,
+        seed: int,
+        *,
+        name: str = "pretrain",
+        switcher: Codeswitcher | None = None,
+    ) -> None:
+        self.store, self.sources, self.length, self.switcher = store, list(sources), sequence_length, switcher
+        for source in sources:
+            if not store.has(source.language):
+                raise DataError(
+                    f"The token store has no training text in {source.language!r}.",
+                    f"It has {', '.join(store.languages)}.",
+                    "Correct data.sources, or build the store with this language.",
+                )
+        self._totals = [store.num_tokens(source.language) for source in sources]
+        self.order = DataOrder(
+            [
+                Source(source.read_as, source.weight, (total - 1) // sequence_length)
+                for source, total in zip(self.sources, self._totals, strict=True)
+            ],
+            seed,
+            name,
+        )
+        # A replacement may be shorter than its word: what follows the window fills it up again.
+        self._slack = sequence_length // 4 if switcher else 0
+        self.counts = SwitchCounts()
+
+    def sample(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 tokens and labels and float32 loss mask, all [sequence], of sample `number`."""
+        place = self.order.place(number)
+        source = self.sources[place.source]
+        start = place.window * self.length
+        wanted = min(self.length + 1 + self._slack, self._totals[place.source] - start)
+        window = self._window(source, start, wanted)
+        if self.switcher is None:
+            return window[:-1], window[1:], np.ones(self.length, dtype=np.float32)
+        flags = self.store.word_start_flags(source.language, start, wanted)
+        switched = self.switcher.switch(window, flags, language=source.read_as, sample_id=number, length=self.length)
+        self.counts.words += switched.num_words
+        self.counts.covered += switched.num_covered
+        self.counts.switched += switched.num_switched
+        return switched.tokens, switched.labels, switched.loss_mask
+
+    def _window(self, source: SourceConfig, start: int, length: int) -> np.ndarray:
+        ids: np.ndarray = self.store.window(source.language, start, length)
+        if source.as_clone:
+            ids = self.store.vocabulary.shift(ids.astype(np.uint32), source.as_clone)
+        return ids.astype(np.int64)
+
+    def micro_batches(self, first: int, count: int, *, rank: int, world: int, size: int) -> list[LanguageBatch]:
+        """The micro-batches of one data-parallel rank in the global batch of samples first .. first + count - 1.
+
+        Ranks take contiguous shares, so that all ranks together read the same samples whatever their number is.
+        """
+        share = count // world
+        numbers = range(first + rank * share, first + (rank + 1) * share)
+        rows = [self.sample(number) for number in numbers]
+        return [
+            LanguageBatch(*(np.stack(column) for column in zip(*rows[start : start + size], strict=True)))
+            for start in range(0, share, size)
+        ]
+
+
+def build_switcher(config: RunConfig, encoded: EncodedTable) -> Codeswitcher:
+    """The run's codeswitching: from the source language into all table languages that are sources, and back."""
+    origin = config.data.source_language
+    read = [source.read_as for source in config.data.sources]
+    others = [language for language in encoded.languages if language != origin and language in read]
+    if not others or origin not in read:
+        raise ConfigError(
+            f"Codeswitching needs {origin!r} and a language of the alignment table ({', '.join(encoded.languages)}) "
+            f"among data.sources, which has {', '.join(read)}.",
+            fix="Correct data.sources or data.table, or set codeswitch.ratio to 0.",
+        )
+    return Codeswitcher(
+        encoded,
+        ratio=config.codeswitch.ratio,
+        label_mode=config.codeswitch.label_mode,
+        seed=config.seed,
+        targets={origin: others, **{other: [origin] for other in others}},
+    )
+
+
+def check_hit_rate(samples: Samples, config: RunConfig) -> dict[str, float]:
+    """Share of the running words of every source that the table covers, on the first windows of the store.
+
+    Raises:
+        DataError: below codeswitch.minimum_hit_rate: the run would hardly switch a word, silently.
+    """
+    switcher = samples.switcher
+    if switcher is None:
+        return {}
+    rates = {}
+    for source, total in zip(samples.sources, samples._totals, strict=True):
+        length = min(samples.length, total)
+        count = min(_SELF_TEST_WINDOWS, max(1, total // length))
+        starts = [number * length for number in range(count)]
+        windows = [
+            (samples._window(source, at, length), samples.store.word_start_flags(source.language, at, length))
+            for at in starts
+        ]
+        rate = rates[source.read_as] = switcher.hit_rate(windows, language=source.read_as)
+        if rate < config.codeswitch.minimum_hit_rate:
+            raise DataError(
+                f"The alignment table covers {rate:.1%} of the words of {source.read_as}, below "
+                f"codeswitch.minimum_hit_rate {config.codeswitch.minimum_hit_rate:.1%}.",
+                "Codeswitching would hardly happen.",
+                "Check that the table was made for this tokenizer's text and languages, or lower the minimum.",
+            )
+    return rates
