@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from megalign.corpus.vocabulary import Vocabulary
 from megalign.corpus.words import segment_lines, word_starts
 from megalign.errors import ConfigError, DataError
 
-_BATCH_DOCUMENTS = 64
+_BATCH_DOCUMENTS, _BATCH_CHARS = 64, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,7 @@ def encode_documents(
         DataError: a text is not valid Unicode, or the tokenizer does not keep its bytes.
     """
     segmented_as = vocabulary.clone_of.get(language, language)
-    stream = iter(documents)
-    while batch := list(islice(stream, _BATCH_DOCUMENTS)):
+    for batch in _batches(documents):
         # Text that is all ASCII is divided faster.
         ascii_only = [document.text.isascii() for document in batch]
         encoded: dict[int, tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]] = {}
@@ -64,6 +62,20 @@ def encode_documents(
         for place, document in enumerate(batch):
             ids, flags = encoded[place]
             yield vocabulary.shift(ids, language), flags, document
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in lists of bounded length and size."""
+    batch: list[Document] = []
+    num_chars = 0
+    for document in documents:
+        batch.append(document)
+        num_chars += len(document.text)
+        if len(batch) == _BATCH_DOCUMENTS or num_chars >= _BATCH_CHARS:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
 
 
 def _encode_batch(

@@ -327,6 +327,20 @@ def test_bad_rows_stop_are_skipped_or_quarantined(settings: PreprocessSettings, 
         build(replace(base, on_bad_row="skip", max_bad_fraction=0.01), tmp_path / "many")
 
 
+def test_a_build_stops_early_where_most_rows_are_bad(settings: PreprocessSettings, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    good = json.dumps({"text": "good"}) + "\n"
+    for name, bad in (("a", 900), ("b", 0), ("c", 0)):
+        (tmp_path / "in" / f"{name}.jsonl").write_text('{"text": ""}\n' * bad + good * (2000 - bad))
+    base = replace(settings, input=str(tmp_path / "in"), languages=parse_languages("en"), on_bad_row="skip")
+    base = replace(base, deduplicate=False, unit_text_bytes=10**6)
+    with pytest.raises(DataError, match=r"900 of 2000 rows are bad, more than max_bad_fraction = 0.2"):
+        build(replace(base, max_bad_fraction=0.2), tmp_path / "stopped")
+    assert len(records(tmp_path / "stopped")) == 1
+    # Within twice the share at first, and within the share in the end, nothing is wrong.
+    assert build(replace(base, max_bad_fraction=0.3), tmp_path / "whole")["counts"]["en"]["bad"] == 900
+
+
 def test_repair_builds_only_what_is_missing(
     settings: PreprocessSettings, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def _build_language(
     settings, work = context.settings, context.output / WORK
     done: dict[int, list[PartRecord]] = {}
     tokens = text_bytes = 0
+    counts: Counter[str] = Counter()
     begun = 0
     while begun < len(tasks) and (budget.budget_tokens is None or tokens < budget.budget_tokens):
         room = None if budget.budget_tokens is None else budget.budget_tokens - tokens
@@ -154,6 +155,9 @@ def _build_language(
             mark_duplicates(work, [task.index for task in tasks[:begun]], [task.index for task in wave])
         for records in workers.unordered(build_task, ((context, task, room) for task in wave)):
             done[records[0].task] = records
+            for record in records:
+                counts.update(record.counts)
+            check_bad_rows(counts, settings, finished=False)
             tokens += sum(record.tokens() for record in records)
             text_bytes += sum(record.num_text_bytes for record in records)
             on_progress(Progress(budget.language, text_bytes, tokens, budget.budget_tokens, len(done), len(tasks)))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,8 @@ import regex
 from megalign.corpus.preprocess.settings import PreprocessSettings
 from megalign.corpus.readers import BadRow, Document
 from megalign.errors import DataError
+
+_EARLY_ROWS = 1000
 
 
 class Selection:
@@ -79,14 +80,18 @@ class Selection:
         return None
 
 
-def check_bad_rows(counts: dict[str, Any], settings: PreprocessSettings) -> None:
+def check_bad_rows(counts: Mapping[str, int], settings: PreprocessSettings, finished: bool = True) -> None:
     """Fail where too many rows were bad.
+
+    Before the end, a thousand rows must have been seen and twice the share be exceeded: what was read first may be worse than
+    the rest.
 
     Raises:
         DataError: with the counts.
     """
     bad, rows = counts.get("bad", 0), counts.get("rows", 0)
-    if bad > settings.max_bad_fraction * rows:
+    allowed = settings.max_bad_fraction * (1 if finished else 2)
+    if bad > allowed * rows and (finished or rows >= _EARLY_ROWS):
         raise DataError(
             f"{bad} of {rows} rows are bad, more than max_bad_fraction = {settings.max_bad_fraction} allows.",
             "The input is probably damaged or of another kind.",

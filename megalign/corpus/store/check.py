@@ -125,7 +125,7 @@ def _check_content(
         unit = Unit(folder, entry)
         offsets = unit.doc_offsets
         _, source, row, urls, url_offsets = unit.provenance
-        num_flag_bytes = len(unit._whole("word_starts"))
+        num_flag_bytes = len(unit.whole("word_starts"))
     except DataError as error:
         yield Problem(name, "layout", str(error))
         return
@@ -177,5 +177,5 @@ def _check_tokens(name: str, unit: Unit, offsets: Any, manifest: dict[str, Any])
             yield Problem(name, "word_starts", f"A document's first or last token starts no word after token {start}.")
             return
     spare = -unit.num_tokens % 8
-    if spare and unit.num_tokens and int(unit._word_bits[-1]) >> (8 - spare):
+    if spare and unit.num_tokens and int(unit.word_bits[-1]) >> (8 - spare):
         yield Problem(name, "word_starts", "Word starts are set behind the last token.")

@@ -57,24 +57,26 @@ class Unit:
                 "Run `megalign store check`.",
             )
 
-    def _whole(self, name: str) -> Array:
+    def whole(self, name: str) -> Array:
+        """One of the small arrays, all of it."""
         shards = map_array(self.folder / name)
         return shards[0] if len(shards) == 1 else np.concatenate([np.zeros(0, dtype=np.uint8), *shards])
 
     @cached_property
     def doc_offsets(self) -> npt.NDArray[np.int64]:
         """Token position of each document and the end, int64 [documents + 1]."""
-        return self._whole("doc_offsets").astype(np.int64)
+        return self.whole("doc_offsets").astype(np.int64)
 
     @cached_property
-    def _word_bits(self) -> Array:
-        return self._whole("word_starts")
+    def word_bits(self) -> Array:
+        """Word-start flags, eight tokens a byte, lowest bit first."""
+        return self.whole("word_starts")
 
     @cached_property
     def provenance(self) -> tuple[list[str], Array, Array, Array, Array]:
         """Sources, and per document source index, row, and the addresses as bytes with offsets."""
         sources = read_unit_json(self.folder)["sources"]
-        source, row, urls, offsets = (self._whole(name) for name in ("source", "row", "urls", "url_offsets"))
+        source, row, urls, offsets = (self.whole(name) for name in ("source", "row", "urls", "url_offsets"))
         return sources, source, row, urls, offsets
 
     def tokens(self, start: int, length: int) -> Array:
@@ -92,7 +94,7 @@ class Unit:
     def word_start_flags(self, start: int, length: int) -> npt.NDArray[np.bool_]:
         """Flags of a range of tokens, bool [length]."""
         skip = start % 8
-        bits = self._word_bits[start // 8 : -(-(start + length) // 8)]
+        bits = self.word_bits[start // 8 : -(-(start + length) // 8)]
         return np.unpackbits(bits, bitorder="little", count=skip + length)[skip:].view(np.bool_)
 
     def origin(self, index: int) -> tuple[str, int, str | None]:

@@ -1,0 +1,172 @@
+"""The training step against an equivalent plain PyTorch model: same shapes, same optimizer, fused attention, one run.
+
+    python tests/benchmarks/train_step.py [--shape tiny|12x512] [--pairs 5]
+
+Both take the same batches. Pairs are interleaved and the median of the ratios is printed, so that a busy machine slows
+both. CPU seconds are printed beside wall seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and a batch."""
+
+    layers: int
+    hidden: int
+    heads: int
+    sequence: int
+    vocab: int
+    batch: int
+    steps: int
+
+
+SHAPES = {
+    "tiny": Shape(3, 128, 4, 128, 3072, 4, 40),
+    "12x512": Shape(12, 512, 8, 256, 8192, 2, 3),
+}
+
+
+class PlainLayer(torch.nn.Module):
+    """A pre-norm GPT layer with rotary positions as one would write it by hand."""
+
+    def __init__(self, s: Shape) -> None:
+        super().__init__()
+        self.heads = s.heads
+        self.norm1, self.norm2 = torch.nn.LayerNorm(s.hidden), torch.nn.LayerNorm(s.hidden)
+        self.qkv, self.proj = torch.nn.Linear(s.hidden, 3 * s.hidden), torch.nn.Linear(s.hidden, s.hidden)
+        self.fc1, self.fc2 = torch.nn.Linear(s.hidden, 4 * s.hidden), torch.nn.Linear(4 * s.hidden, s.hidden)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        b, n, h = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = (t * cos + torch.cat([-t.chunk(2, -1)[1], t.chunk(2, -1)[0]], -1) * sin for t in (q, k))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(attended.transpose(1, 2).reshape(b, n, h))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class PlainGPT(torch.nn.Module):
+    """Tied embeddings, rotary positions."""
+
+    def __init__(self, s: Shape) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(s.vocab, s.hidden)
+        torch.nn.init.normal_(self.embedding.weight, std=0.02)
+        self.layers = torch.nn.ModuleList(PlainLayer(s) for _ in range(s.layers))
+        self.norm = torch.nn.LayerNorm(s.hidden)
+        size = s.hidden // s.heads
+        angles = torch.outer(torch.arange(s.sequence), 10000.0 ** (-torch.arange(0, size, 2) / size)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x, self.cos, self.sin)
+        logits = F.linear(self.norm(x), self.embedding.weight)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def plain_step(s: Shape) -> Callable[[np.ndarray, int], float]:
+    """One step of the plain model."""
+    model = PlainGPT(s)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+    def step(window: np.ndarray, number: int) -> float:
+        tokens = torch.from_numpy(window)
+        optimizer.zero_grad()
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def engine_step(s: Shape) -> Callable[[np.ndarray, int], float]:
+    """One step of the engine."""
+    from megalign.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
+    from megalign.config.layout import Layout
+    from megalign.engine import groups
+    from megalign.engine.engine import Engine, LanguageBatch
+
+    layout = Layout(ParallelConfig())
+    groups.start(layout, rank=0, world_size=1, local_rank=0, init_method=f"file://{tempfile.mkdtemp()}/rendezvous")
+    model = ModelConfig(
+        num_layers=s.layers,
+        hidden_size=s.hidden,
+        num_attention_heads=s.heads,
+        ffn_hidden_size=4 * s.hidden,
+        sequence_length=s.sequence,
+        position_embedding="rotary",
+    )
+    engine = Engine(
+        model,
+        layout,
+        PrecisionConfig(),
+        vocab_size=s.vocab,
+        seed=0,
+        optimizer=OptimizerConfig(lr=1e-3, decay="constant"),
+        num_steps=10_000,
+    )
+
+    def step(window: np.ndarray, number: int) -> float:
+        mask = np.ones((s.batch, s.sequence), dtype=np.float32)
+        return engine.step([LanguageBatch(window[:, :-1].copy(), window[:, 1:].copy(), mask)], number).loss
+
+    return step
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--pairs", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    s = SHAPES[arguments.shape]
+    rng = np.random.default_rng(0)
+    windows = [rng.integers(0, s.vocab, (s.batch, s.sequence + 1)) for _ in range(s.steps)]
+    arms = {"megalign (Megatron-Core)": engine_step(s), "plain PyTorch": plain_step(s)}
+    numbers = dict.fromkeys(arms, 1)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    for _ in range(arguments.pairs + 1):  # the first pair warms up
+        for name, step in arms.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            for window in windows:
+                loss = step(window, numbers[name])
+                numbers[name] += 1
+            assert math.isfinite(loss)
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    tokens = s.batch * s.sequence * s.steps
+    print(f"{arguments.shape}: {s}, float32, {torch.get_num_threads()} thread")
+    print("| | tokens/s (median) | tokens per CPU second |\n|---|---|---|")
+    for name, pairs in seconds.items():
+        wall, cpu = (statistics.median(pair[kind] for pair in pairs[1:]) for kind in (0, 1))
+        print(f"| {name} | {tokens / wall:,.0f} | {tokens / cpu:,.0f} |")
+    ours, theirs = (seconds[name][1:] for name in arms)
+    for kind, label in ((0, "wall"), (1, "CPU")):
+        ratio = statistics.median(b[kind] / a[kind] for a, b in zip(ours, theirs, strict=True))
+        print(f"megalign / plain PyTorch, tokens per {label} second, median of {len(ours)} pairs: {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
