@@ -1,0 +1,49 @@
+# Every target sets up .venv by itself.
+PYTHON ?= python3
+# The version the tests were run with. On a cluster name the site's build, e.g. TORCH=torch==2.8.0+cu128.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help demo test test-all check format bench setup clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $(READY)
+
+setup: $(READY)  ## the virtual environment
+
+demo: $(READY)  ## the main job: four methods compared on English and En-Clone, about 3 minutes on 2 cores
+	$(BIN)/megalign study run examples/enclone/demo.yaml
+
+test: $(READY)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(READY)  ## all tests, the slow ones included
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(READY)  ## lint, format, types, forbidden arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## measure speed: prints tables, asserts nothing
+	$(BIN)/python tests/benchmarks/train_step.py --shape tiny
+	$(BIN)/python tests/benchmarks/train_step.py --shape 12x512
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs
