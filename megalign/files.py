@@ -32,8 +32,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -75,9 +75,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
+        old = temporary.with_name(temporary.name + "-old")
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            path.replace(old)  # two renames: the name is free for a moment only, and nothing is lost in it
+        temporary.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -9,10 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
-GRACE_SECONDS = 60.0
+# How long the others may go on by themselves after one left on a request to stop, or failed; then after SIGTERM.
+STOP_GRACE_SECONDS = 60.0
+FAILURE_GRACE_SECONDS = 5.0
+TERMINATE_GRACE_SECONDS = 5.0
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -78,7 +82,7 @@ class LocalProcesses:
         failed = [code for code in codes if code]
         if failed and None in codes:
             # On a request to stop all leave by themselves, so a first exit code of 75 only means: wait.
-            self.stop(GRACE_SECONDS if failed[0] == 75 else 5.0)
+            self.stop(STOP_GRACE_SECONDS if failed[0] == 75 else FAILURE_GRACE_SECONDS)
             codes = [process.poll() for process in self.processes]
         if None in codes:
             return None
@@ -92,17 +96,18 @@ class LocalProcesses:
 
     def stop(self, grace_seconds: float) -> None:
         """Wait for all to end; after `grace_seconds` end them."""
-        deadline = time.monotonic() + grace_seconds
+        self._wait(grace_seconds)
+        self.send(signal.SIGTERM)
+        self._wait(TERMINATE_GRACE_SECONDS)
+        self.send(signal.SIGKILL)
         for process in self.processes:
-            try:
+            process.wait()
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                try:
-                    process.wait(5.0)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
 
 
 def _meaning(code: int) -> int:

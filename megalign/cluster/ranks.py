@@ -32,7 +32,7 @@ def discover(environment: Mapping[str, str] | None = None) -> Rank:
     """Read the place of this process from torchrun's (and our launcher's), Slurm's or MPI's variables.
 
     Raises:
-        EnvironmentProblem: more than one process, and no address to meet at.
+        EnvironmentProblem: more than one process, and no address to meet at; or the variables make no sense.
     """
     env = os.environ if environment is None else environment
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -45,12 +45,12 @@ def discover(environment: Mapping[str, str] | None = None) -> Rank:
         found = (
             "mpi",
             env["OMPI_COMM_WORLD_RANK"],
-            env["OMPI_COMM_WORLD_SIZE"],
+            env.get("OMPI_COMM_WORLD_SIZE", ""),
             env.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"),
         )
     else:
         return Rank(0, 1, 0, "", "single")
-    origin, rank, world_size, local_rank = found[0], *map(int, found[1:])
+    origin, (rank, world_size, local_rank) = found[0], _numbers(*found)
     address = env.get("MASTER_ADDR")
     if world_size > 1 and (not address or not env.get("MASTER_PORT")):
         raise EnvironmentProblem(
@@ -60,3 +60,17 @@ def discover(environment: Mapping[str, str] | None = None) -> Rank:
         )
     method = f"tcp://{address}:{env.get('MASTER_PORT')}" if world_size > 1 else ""
     return Rank(rank, world_size, local_rank, method, origin)
+
+
+def _numbers(origin: str, rank: str, world_size: str, local_rank: str) -> tuple[int, int, int]:
+    try:
+        numbers = int(rank), int(world_size), int(local_rank)
+    except ValueError:
+        numbers = -1, 0, 0
+    if not 0 <= numbers[0] < numbers[1]:
+        raise EnvironmentProblem(
+            f"The {origin} variables say rank {rank!r} of {world_size!r} (local rank {local_rank!r}), "
+            "which is no place among the processes.",
+            fix="Start the processes with one launcher, in an environment without another's variables.",
+        )
+    return numbers

@@ -98,5 +98,5 @@ def _divides(name: str, degree: int, of: str, value: int) -> None:
         raise ConfigError(
             f"{name} is {degree}, which does not divide {of} {value}.",
             "Every rank must hold an equal part.",
-            f"Set {name} to {below} or {above}, or change {of}.",
+            f"Set {name} to {' or '.join(map(str, sorted({below, above})))}, or change {of}.",
         )

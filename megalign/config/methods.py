@@ -25,6 +25,16 @@ class Method:
 
 
 def _traits(run: RunConfig, *, inject: bool, switch: bool) -> RunConfig:
+    if inject and run.inject.steps == 0:
+        raise ConfigError(
+            "This method injects, but inject.steps is 0.", "It would be another method, silently.", "Set it."
+        )
+    if switch and run.codeswitch.ratio == 0:
+        raise ConfigError(
+            "This method codeswitches, but codeswitch.ratio is 0.",
+            "It would be another method, silently.",
+            "Set it; the paper uses 0.05.",
+        )
     update: dict[str, object] = {}
     if not inject:
         update["inject"] = run.inject.model_copy(update={"steps": 0})

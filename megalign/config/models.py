@@ -29,17 +29,17 @@ def tiny() -> dict[str, Any]:
 
 
 def gpt_150m() -> dict[str, Any]:
-    """151.0 M non-embedding parameters: 12 layers of 1024 (PreAlign's default)."""
+    """151.0 M non-embedding parameters: 12 layers of 1024 (PreAlign's default). Biases and norms, 0.1 %, not counted."""
     return _gpt2(12, 1024, 16)
 
 
 def gpt_400m() -> dict[str, Any]:
-    """302.3 M non-embedding parameters, called 400M in the paper: 24 layers of 1024."""
+    """302.0 M non-embedding parameters, called 400M in the paper: 24 layers of 1024."""
     return _gpt2(24, 1024, 16)
 
 
 def gpt_1_3b() -> dict[str, Any]:
-    """1.2 B non-embedding parameters: 24 layers of 2048."""
+    """1.21 B non-embedding parameters: 24 layers of 2048."""
     return _gpt2(24, 2048, 16)
 
 

@@ -74,7 +74,7 @@ def resume(stage: Stage, engine: Engine, folder: Path) -> int:
     return int(state["step"])
 
 
-def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None) -> float:
+def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, stop: StopRequest) -> float:
     """Take the stage's remaining steps, save at the end. Returns the seconds spent computing steps (rank 0).
 
     Args:
@@ -82,6 +82,7 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None) -
         engine: the model, its weights and optimizer fresh or about to be resumed.
         folder: the stage's checkpoints.
         metrics_path: where this rank writes metrics; None: it does not.
+        stop: asked before every step, the first included.
 
     Raises:
         StoppedOnRequest: a signal came; the state is saved.
@@ -93,32 +94,30 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None) -
         log = MetricsLog(
             metrics_path, stage.name, step=step, total_steps=stage.num_steps, tokens_per_step=stage.tokens_per_step
         )
-    with StopRequest() as stop:
-        if step == 0:
-            _probe(stage, engine, 0, log)
-        while step < stage.num_steps:
-            started = time.monotonic()
-            batches = stage.batches(step + 1)
-            if log:
-                log.waited_for_data(time.monotonic() - started)
-            lm_weight = stage.inject.lm_weight if stage.inject else 1.0
-            result = engine.step(batches, step + 1, lm_weight=lm_weight, inject=stage.inject)
-            step += 1
-            if log and (step % stage.log_interval == 0 or step in (1, stage.num_steps)):
-                log.write(step, _values(stage, step, result))
-            _probe(stage, engine, step, log)
-            asked = stop.agreed()
-            if (
-                asked
-                or step == stage.num_steps
-                or (stage.checkpoint_interval and step % stage.checkpoint_interval == 0)
-            ):
+    saved = step
+    if step == 0:
+        _probe(stage, engine, 0, log)
+    while step < stage.num_steps:
+        if stop.agreed():
+            if step > saved:
                 _save(stage, engine, folder, step, log)
-            if asked and step < stage.num_steps:
-                raise StoppedOnRequest(
-                    f"Asked to stop: {stage.name} is saved at step {step} of {stage.num_steps}.",
-                    fix="Run the same command again to continue.",
-                )
+            raise StoppedOnRequest(
+                f"Asked to stop: {stage.name} is saved at step {step} of {stage.num_steps}.",
+                fix="Run the same command again to continue.",
+            )
+        started = time.monotonic()
+        batches = stage.batches(step + 1)
+        if log:
+            log.waited_for_data(time.monotonic() - started)
+        lm_weight = stage.inject.lm_weight if stage.inject else 1.0
+        result = engine.step(batches, step + 1, lm_weight=lm_weight, inject=stage.inject)
+        step += 1
+        if log and (step % stage.log_interval == 0 or step in (1, stage.num_steps)):
+            log.write(step, _values(stage, step, result))
+        _probe(stage, engine, step, log)
+        if step == stage.num_steps or (stage.checkpoint_interval and step % stage.checkpoint_interval == 0):
+            _save(stage, engine, folder, step, log)
+            saved = step
     if log:
         log.close()
     return log.compute_seconds if log else 0.0

@@ -89,9 +89,13 @@ def drop_lines(path: Path, unwanted: Any) -> None:
         write_text(path, "".join(kept))
 
 
-def _finite(line: dict[str, Any]) -> dict[str, Any]:
+def _finite(value: Any) -> Any:
     """JSON has no nan: null instead."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def format_seconds(seconds: float) -> str:

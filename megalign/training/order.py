@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from megalign.config.run import RunConfig, SourceConfig
+from megalign.corpus.store import TokenStore
 from megalign.errors import DataError
 
 _MAX_BLOCK = 4096
@@ -139,6 +141,35 @@ class DataOrder:
             int(epochs * source.num_windows * self.block / count)
             for source, count in zip(self.sources, self.counts, strict=True)
         )
+
+
+def order_over(
+    store: TokenStore, sources: Sequence[SourceConfig], sequence_length: int, seed: int, name: str = "pretrain"
+) -> DataOrder:
+    """The order in which a run reads the windows of a store; window w of a language starts at token w x sequence_length.
+
+    Raises:
+        DataError: the store lacks a language, or a source is too short.
+    """
+    for source in sources:
+        if not store.has(source.language):
+            raise DataError(
+                f"The token store has no training text in {source.language!r}.",
+                f"It has {', '.join(store.languages)}.",
+                "Correct data.sources, or build the store with this language.",
+            )
+    return DataOrder(
+        [Source(s.read_as, s.weight, (store.num_tokens(s.language) - 1) // sequence_length) for s in sources],
+        seed,
+        name,
+    )
+
+
+def window_of(run: RunConfig, store: TokenStore, sample: int) -> tuple[str, int, int]:
+    """Language of the store, window and length in tokens of sample number `sample` of a run's pretraining."""
+    length = run.model.sequence_length
+    place = order_over(store, run.data.sources, length, run.seed).place(sample)
+    return run.data.sources[place.source].language, place.window, length
 
 
 def _block(weights: Sequence[float]) -> list[int]:

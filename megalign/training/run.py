@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from megalign.prealign.table import AlignmentTable
 from megalign.prealign.words import WordBatches
 from megalign.training import loop
 from megalign.training.samples import Samples, build_switcher, check_hit_rate
+from megalign.training.stop import StopRequest
 
 
 class RunFolder:
@@ -113,6 +115,12 @@ class RunInputs:
         return EncodedTable(table, self.store.vocabulary, self.config.data.source_language)
 
     @cached_property
+    def table_fingerprint(self) -> str:
+        """16 hex digits of the alignment table's content."""
+        content = json.dumps([self.encoded.source_language, list(self.encoded.table.rows())])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @cached_property
     def samples(self) -> Samples:
         """The training text."""
         config = self.config
@@ -175,14 +183,15 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
         folder.begin(config)
     started = time.monotonic()
     seconds = 0.0
-    if config.inject.steps:
-        seconds += _inject(inputs, folder, layout, writes)
-    seconds += _pretrain(inputs, folder, layout, writes, probe)
+    with StopRequest() as stop:
+        if config.inject.steps:
+            seconds += _inject(inputs, folder, layout, writes, stop)
+        seconds += _pretrain(inputs, folder, layout, writes, probe, stop)
     if writes and (seconds or not folder.summary.exists()):
         _summarise(inputs, folder, layout, time.monotonic() - started, seconds)
 
 
-def _inject(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool) -> float:
+def _inject(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, stop: StopRequest) -> float:
     config, inject = inputs.config, inputs.config.inject
     where = folder.checkpoints("inject")
     if _finished(where, inject.steps):
@@ -198,7 +207,6 @@ def _inject(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool) 
     text = Samples(inputs.store, config.data.sources, config.model.sequence_length, config.seed, name="inject")
 
     def batches(step: int) -> list[loop.Batch]:
-        # One window a micro-batch keeps the pipeline fed; the language-modelling text is small beside the words.
         first = (step - 1) * inject.lm_batch_size
         size = inject.lm_batch_size // world
         windows = text.micro_batches(first, inject.lm_batch_size, rank=place.data, world=world, size=size)
@@ -211,16 +219,22 @@ def _inject(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool) 
         batches=batches,
         samples_per_step=inject.lm_batch_size,
         tokens_per_step=tokens,
-        state={"order": text.order.fingerprint, "store": inputs.store.fingerprint},
+        state={
+            "order": text.order.fingerprint,
+            "store": inputs.store.fingerprint,
+            "table": inputs.table_fingerprint,
+        },
         log_interval=config.train.log_interval,
         checkpoint_interval=config.train.checkpoint_interval,
         keep_checkpoints=config.train.keep_checkpoints,
         inject=inject,
     )
-    return loop.run(stage, inputs.engine(layout, "inject"), where, folder.metrics if writes else None)
+    return loop.run(stage, inputs.engine(layout, "inject"), where, folder.metrics if writes else None, stop)
 
 
-def _pretrain(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, probe: loop.Probe | None) -> float:
+def _pretrain(
+    inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, probe: loop.Probe | None, stop: StopRequest
+) -> float:
     config, train_config = inputs.config, inputs.config.train
     where = folder.checkpoints("pretrain")
     if _finished(where, inputs.num_steps):
@@ -253,7 +267,11 @@ def _pretrain(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool
         batches=batches,
         samples_per_step=train_config.global_batch_size,
         tokens_per_step=train_config.global_batch_size * config.model.sequence_length,
-        state={"order": samples.order.fingerprint, "store": inputs.store.fingerprint},
+        state={
+            "order": samples.order.fingerprint,
+            "store": inputs.store.fingerprint,
+            "table": inputs.table_fingerprint if samples.switcher else None,
+        },
         log_interval=train_config.log_interval,
         checkpoint_interval=train_config.checkpoint_interval,
         keep_checkpoints=train_config.keep_checkpoints,
@@ -263,7 +281,7 @@ def _pretrain(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool
         checkpoint_extra=counts.state,
         restore_extra=counts.restore,
     )
-    return loop.run(stage, engine, where, folder.metrics if writes else None)
+    return loop.run(stage, engine, where, folder.metrics if writes else None, stop)
 
 
 class _SwitchTotals:

@@ -13,7 +13,7 @@ from megalign.engine.engine import LanguageBatch
 from megalign.errors import ConfigError, DataError
 from megalign.prealign.codeswitch import Codeswitcher
 from megalign.prealign.encoded import EncodedTable
-from megalign.training.order import DataOrder, Source
+from megalign.training.order import order_over
 
 _SELF_TEST_WINDOWS = 64
 
@@ -58,22 +58,8 @@ class Samples:
         switcher: Codeswitcher | None = None,
     ) -> None:
         self.store, self.sources, self.length, self.switcher = store, list(sources), sequence_length, switcher
-        for source in sources:
-            if not store.has(source.language):
-                raise DataError(
-                    f"The token store has no training text in {source.language!r}.",
-                    f"It has {', '.join(store.languages)}.",
-                    "Correct data.sources, or build the store with this language.",
-                )
+        self.order = order_over(store, sources, sequence_length, seed, name)
         self._totals = [store.num_tokens(source.language) for source in sources]
-        self.order = DataOrder(
-            [
-                Source(source.read_as, source.weight, (total - 1) // sequence_length)
-                for source, total in zip(self.sources, self._totals, strict=True)
-            ],
-            seed,
-            name,
-        )
         # A replacement may be shorter than its word: what follows the window fills it up again.
         self._slack = sequence_length // 4 if switcher else 0
         self.counts = SwitchCounts()

@@ -54,8 +54,8 @@ def study_with(*overrides: str) -> StudyConfig:
             "r.yaml: unknown key inject.optimizer.warmup: did you mean inject.optimizer.warmup_fraction?",
         ),
         (
-            "execution.zzz=1",
-            "r.yaml: unknown key execution: known keys: name, folder, method, seed, model, data, train, inject, "
+            "zzz.a=1",
+            "r.yaml: unknown key zzz: known keys: name, folder, method, seed, model, data, train, inject, "
             "codeswitch, golden_embeddings, parallel, precision, evaluate.",
         ),
     ],
@@ -72,13 +72,13 @@ def test_an_unknown_key_inside_a_list_is_named_by_its_index() -> None:
     content["data"]["sources"][1]["wieght"] = 2.0
     with pytest.raises(ConfigError) as caught:
         validate(RunConfig, content, "r.yaml")
-    assert str(caught.value) == (
-        "r.yaml: unknown key data.sources.1.wieght: did you mean data.sources.1.weight?"
-    )
+    assert str(caught.value) == ("r.yaml: unknown key data.sources.1.wieght: did you mean data.sources.1.weight?")
 
 
 def test_an_unknown_key_inside_an_optional_section_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"^s\.yaml: unknown key facts\.repetition: did you mean facts\.repetitions\?"):
+    with pytest.raises(
+        ConfigError, match=r"^s\.yaml: unknown key facts\.repetition: did you mean facts\.repetitions\?"
+    ):
         study_with("facts.repetition=3")
 
 
@@ -178,9 +178,7 @@ def test_every_float_as_python_writes_it_is_read_back(value: float) -> None:
 def test_a_malformed_override_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_override(text)
-    assert str(caught.value) == (
-        f"The override {text!r} is not of the form section.key=value. E.g. train.steps=50."
-    )
+    assert str(caught.value) == (f"The override {text!r} is not of the form section.key=value. E.g. train.steps=50.")
 
 
 def test_an_override_whose_value_is_not_yaml_is_refused() -> None:
@@ -239,8 +237,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["model=150m", "model.preset=150m"])
 def test_a_preset_gives_the_values_and_keys_override_it_in_any_order(model: str) -> None:
     assert run_with("model.num_layers=6", "model.preset=tiny").model.num_layers == 6
-    study = study_with(model) if model == "model=150m" else validate(
-        StudyConfig, {**study_content(), "model": {"num_layers": 2, "preset": "150m"}}, "s"
+    study = (
+        study_with(model)
+        if model == "model=150m"
+        else validate(StudyConfig, {**study_content(), "model": {"num_layers": 2, "preset": "150m"}}, "s")
     )
     assert study.model.hidden_size == 1024
     assert study.model.num_layers == (12 if model == "model=150m" else 2)
@@ -255,7 +255,11 @@ def test_a_model_without_a_preset_needs_all_its_keys() -> None:
 
 @pytest.mark.parametrize(
     ("name", "fix"),
-    [("tinny", "Did you mean 'tiny'?"), ("150", "Did you mean '150m'?"), ("zzz", f"Choose one of {', '.join(MODELS)}.")],
+    [
+        ("tinny", "Did you mean 'tiny'?"),
+        ("150", "Did you mean '150m'?"),
+        ("zzz", f"Choose one of {', '.join(MODELS)}."),
+    ],
 )
 def test_an_unknown_model_preset_is_named(name: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -264,7 +268,9 @@ def test_an_unknown_model_preset_is_named(name: str, fix: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "content"), [(RunConfig, run_content()), (StudyConfig, study_content())])
-def test_the_resolved_configuration_round_trips_through_yaml(tmp_path: Path, kind: Any, content: dict[str, Any]) -> None:
+def test_the_resolved_configuration_round_trips_through_yaml(
+    tmp_path: Path, kind: Any, content: dict[str, Any]
+) -> None:
     config = validate(kind, content, "c")
     resolved = config.model_dump(mode="json")
     text = yaml.safe_dump(resolved, sort_keys=False)
