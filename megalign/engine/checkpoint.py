@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megalign.engine.engine import Engine
-from megalign.engine.mcore import dist_checkpointing
+from megalign.engine.mcore import ShardedTensor, dist_checkpointing, nested_values
 from megalign.engine.model import unwrapped
 from megalign.engine.optimizer import adam_steps, allocate_state, separate_steps
 from megalign.engine.weights import sharding_metadata
@@ -55,6 +56,10 @@ def latest(folder: Path) -> Path | None:
 
 def _sharded_state(engine: Engine, *, loading: bool, with_optimizer: bool) -> dict[str, Any]:
     models = [unwrapped(chunk).sharded_state_dict(metadata=sharding_metadata()) for chunk in engine.chunks]
+    for tensor in nested_values(models):
+        if isinstance(tensor, ShardedTensor):
+            # Megatron would cut or fill up the rows of another vocabulary, silently: its padding depends on the layout.
+            tensor.allow_shape_mismatch = False
     state: dict[str, Any] = (
         {"model": models[0]} if len(models) == 1 else {f"model{number}": model for number, model in enumerate(models)}
     )
@@ -93,12 +98,15 @@ def save(engine: Engine, folder: Path, step: int, state: dict[str, Any], *, keep
     if dist.get_rank() == 0:
         _sync_files(shards)
         write_json(temporary / MARKER, {**state, "step": step})
+        old = folder / f".old-{final.name}"
         if final.exists():
-            shutil.rmtree(final)
+            shutil.rmtree(old, ignore_errors=True)
+            final.replace(old)  # not removed before the new one stands
         temporary.replace(final)
+        shutil.rmtree(old, ignore_errors=True)
         fsync_directory(folder)
         write_text(folder / "latest", final.name + "\n")
-        _remove_old(folder, keep)
+        _remove_old(folder, step, keep)
     dist.barrier()
     return final
 
@@ -113,9 +121,10 @@ def _sync_files(folder: Path) -> None:
     fsync_directory(folder)
 
 
-def _remove_old(folder: Path, keep: int) -> None:
+def _remove_old(folder: Path, step: int, keep: int) -> None:
+    """Remove what is older than the newest `keep` up to `step`. Later ones, left by going back by hand, do not count."""
     complete = sorted(path for path in folder.iterdir() if _STEP.match(path.name) and (path / MARKER).exists())
-    for path in complete[:-keep]:
+    for path in [path for path in complete if path.name <= path_of(folder, step).name][:-keep]:
         shutil.rmtree(path)
 
 
@@ -153,24 +162,32 @@ def load(engine: Engine, path: Path, *, with_optimizer: bool = True) -> dict[str
     wanted = _sharded_state(engine, loading=True, with_optimizer=with_optimizer)
     try:
         loaded = dist_checkpointing.load(wanted, str(path / "shards"))
-    except (dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError, OSError, ValueError) as error:
+        if len(engine.chunks) == 1:
+            unwrapped(engine.chunks[0]).load_state_dict(loaded["model"])
+        else:
+            for number, chunk in enumerate(engine.chunks):
+                unwrapped(chunk).load_state_dict(loaded[f"model{number}"])
+        if with_optimizer:
+            engine.optimizer.load_state_dict(loaded["optimizer"])
+    except (Exception, CheckpointException) as error:
         raise DataError(
-            f"The checkpoint {path} does not fit this model or is damaged: {str(error).splitlines()[0]}",
+            f"The checkpoint {path} does not fit this model or is damaged: {_reason(error)}",
             "Its tensors must have the names and shapes of the configured model.",
             "Use the configuration the run was started with.",
         ) from error
-    if len(engine.chunks) == 1:
-        unwrapped(engine.chunks[0]).load_state_dict(loaded["model"])
-    else:
-        for number, chunk in enumerate(engine.chunks):
-            unwrapped(chunk).load_state_dict(loaded[f"model{number}"])
     if with_optimizer:
-        engine.optimizer.load_state_dict(loaded["optimizer"])
         separate_steps(engine.optimizer)
         _verify_moments(engine, path, int(state["step"]))
     elif engine.optimizer is not None:
         engine.optimizer.reload_model_params()
     return state
+
+
+def _reason(error: BaseException) -> str:
+    """One line: the kind and the message of what went wrong, on the first rank where it did."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return " ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 def _verify_moments(engine: Engine, path: Path, step: int) -> None:

@@ -63,8 +63,10 @@ def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionC
         bf16=dtype is torch.bfloat16,
         # The engine divides by the global number of targets itself, so Megatron must only sum (see Engine.step).
         calculate_per_token_loss=True,
-        # Injection sends micro-batches of two shapes through the pipeline.
+        # Injection sends micro-batches of two shapes through the pipeline. The default dispatcher of experts, which there
+        # are none of, would be refused with that.
         variable_seq_lengths=p.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",
         # Megatron-LM enforces this pair for interleaving, Megatron-Core does not: without it, activations and gradients
         # between the same two ranks are swapped, silently.
         overlap_p2p_comm=p.virtual_pipeline is not None,

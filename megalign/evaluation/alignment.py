@@ -19,7 +19,7 @@ def alignment_scores(engine: Engine, encoded: EncodedTable, *, num_entries: int,
     """Aligned cosine, random cosine and retrieval@1 for every target language and level.
 
     Every word is encoded alone. Intervals are bootstraps over entries. The random cosine of an entry is the mean over
-    all translations of other entries.
+    all translations of other entries, save those that are also its own.
 
     Args:
         engine: the model.
@@ -40,22 +40,36 @@ def alignment_scores(engine: Engine, encoded: EncodedTable, *, num_entries: int,
             continue
         own = entry[sources][:, None] == entry[targets][None]
         known = own.any(axis=1)
-        # The same surface in another entry is no random pair: its vectors are equal by construction.
-        other = ~own & (batch.surface[sources][:, None] != batch.surface[targets][None])
+        right = _same_surface(own, batch.surface[targets])
+        # The word itself in another entry is no random pair: its vectors are equal by construction.
+        other = ~right & (batch.surface[sources][:, None] != batch.surface[targets][None])
         for level in range(len(unit)):
             cosine = (unit[level, sources] @ unit[level, targets].T)[known]
-            yield from _level_scores(cosine, own[known], other[known], name, level, step)
+            yield from _level_scores(cosine, own[known], right[known], other[known], name, level, step)
+
+
+def _same_surface(own: np.ndarray, surface: np.ndarray) -> np.ndarray:
+    """Targets written like one of a source's translations, whichever entry they stand in: bool [sources, targets]."""
+    number = np.unique(surface, return_inverse=True)[1]
+    has = np.zeros((len(own), number.max() + 1), dtype=np.bool_)
+    source, target = own.nonzero()
+    has[source, number[target]] = True
+    same: np.ndarray = has[:, number]
+    return same
 
 
 def _level_scores(
-    cosine: np.ndarray, own: np.ndarray, other: np.ndarray, language: str, level: int, step: int
+    cosine: np.ndarray, own: np.ndarray, right: np.ndarray, other: np.ndarray, language: str, level: int, step: int
 ) -> Iterator[Score]:
+    paired = other.any(axis=1)
     measured = {
         "aligned_cosine": ((cosine * own).sum(1) / own.sum(1), "cosine"),
-        "random_cosine": ((cosine * other).sum(1) / np.maximum(other.sum(1), 1), "cosine"),
-        "retrieval_at_1": (own[np.arange(len(own)), cosine.argmax(axis=1)].astype(np.float64), "share"),
+        "random_cosine": ((cosine * other)[paired].sum(1) / other[paired].sum(1), "cosine"),
+        "retrieval_at_1": (right[np.arange(len(right)), cosine.argmax(axis=1)].astype(np.float64), "share"),
     }
     for metric, (values, unit) in measured.items():
+        if not len(values):
+            continue
         values = values.astype(np.float64)
         low, high = bootstrap_mean(values, seed=_SEED) if len(values) > 1 else (None, None)
         yield Score(metric, language, level, step, float(values.mean()), low, high, len(values), unit)

@@ -26,7 +26,10 @@ def log_likelihoods(
 ) -> np.ndarray:
     """Total log-likelihood of each statement after an end-of-text token: float64 [statements]."""
     rows = [np.concatenate([[vocabulary.eos_id], vocabulary.encode(text, language)]) for text in statements]
-    width = max(map(len, rows))
+    parallel = engine.layout.parallel
+    # Tensor- and context-parallel ranks share the positions in equal parts.
+    parts = 2 * parallel.tensor * parallel.context
+    width = -(-(max(map(len, rows)) - 1) // parts) * parts + 1
     tokens = np.full((len(rows), width), vocabulary.eos_id, dtype=np.int64)
     mask = np.zeros((len(rows), width - 1))
     for number, row in enumerate(rows):

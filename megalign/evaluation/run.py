@@ -88,7 +88,14 @@ def evaluate(config: RunConfig, rank: Rank) -> list[Score]:
         )
     inputs = RunInputs.open(config)
     engine = inputs.engine(layout, None)
-    step = int(checkpoint.load(engine, path, with_optimizer=False)["step"])
+    state = checkpoint.load(engine, path, with_optimizer=False)
+    if state["store"] != inputs.store.fingerprint:
+        raise DataError(
+            f"{path} was trained on the token store {state['store']}, {config.data.store} is {inputs.store.fingerprint}.",
+            "Its ids may mean other words, and its held-out text may have been trained on.",
+            "Restore the store, or correct data.store.",
+        )
+    step = int(state["step"])
     measured = list(_text_scores(engine, inputs, step, config.evaluate.max_windows))
     if config.data.facts is not None and config.evaluate.clka:
         facts = FactSet.load(Path(config.data.facts))

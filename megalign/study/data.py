@@ -52,7 +52,7 @@ class Texts:
         is_source = language == corpus.source_language
         train = corpus.source_tokens if is_source else corpus.target_tokens
         clone = corpus.target_tokens if is_source and corpus.clone else 0
-        digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"role", salt=str(self.seed).encode()).digest()
+        digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"role", key=str(self.seed).encode()).digest()
         point = int.from_bytes(digest, "little") / 2**64 * (corpus.validation_tokens + clone + train)
         return (
             "valid"
@@ -71,7 +71,14 @@ class Texts:
         corpus = self.corpus
         wanted = (corpus.source_tokens + corpus.target_tokens + corpus.validation_tokens) * _CHARACTERS_PER_TOKEN
         rng = np.random.default_rng([self.seed, *language.encode()])
-        files = list_files(Path(corpus.path or ""), language)
+        path = Path(corpus.path or "")
+        if corpus.target_languages and path.is_dir() and not (path / language).is_dir():
+            raise DataError(
+                f"The folder {path} has no folder {language!r}.",
+                "With several languages each has its own; text of another would be taken for this one.",
+                "Correct corpus.path, corpus.source_language or corpus.target_languages.",
+            )
+        files = list_files(path, language)
         texts: list[str] = []
         characters = 0
         for number in rng.permutation(len(files)):

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from megalign.cluster.local import ForwardSignals, LocalProcesses
 from megalign.config import StudyConfig
+from megalign.config.compare import differences
 from megalign.errors import ConfigError, DataError, EnvironmentProblem, MegalignError, StoppedOnRequest
 from megalign.files import write_json, write_text
 from megalign.study.expand import StudyFolder, describe
 from megalign.study.graph import Step, marker_of, steps_of
 from megalign.study.progress import Progress
-from megalign.training.run import differences
 
 _ERRORS = {error.exit_code: error for error in (ConfigError, DataError, EnvironmentProblem)}
 

@@ -14,6 +14,7 @@ import yaml
 
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
+from megalign.config.compare import differences
 from megalign.config.layout import Layout
 from megalign.corpus.store import TokenStore
 from megalign.engine import checkpoint, groups
@@ -76,18 +77,6 @@ def _may_change(key: str) -> bool:
         "data.table",
         "data.facts",
     }
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) wherever two nested mappings differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            item
-            for key in keys
-            for item in differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if old == new else [(prefix, old, new)]
 
 
 @dataclass
@@ -246,7 +235,13 @@ def _pretrain(
     if config.inject.steps and checkpoint.latest(where) is None:
         injected = checkpoint.latest(folder.checkpoints("inject"))
         assert injected is not None
-        checkpoint.load(engine, injected, with_optimizer=False)
+        state = checkpoint.load(engine, injected, with_optimizer=False)
+        if state["store"] != inputs.store.fingerprint:
+            raise DataError(
+                f"The injection {injected} was made on another token store than {config.data.store}.",
+                "Its ids may mean other words.",
+                f"Restore the store, or remove {folder.path} to start over.",
+            )
 
     def batches(step: int) -> list[loop.Batch]:
         size = train_config.global_batch_size

@@ -10,8 +10,9 @@ import yaml
 from training_data import run_config
 
 from megalign.config import load_run
+from megalign.config.compare import differences
 from megalign.errors import ConfigError, DataError
-from megalign.training.run import RunFolder, RunInputs, differences
+from megalign.training.run import RunFolder, RunInputs
 
 
 def test_the_resolved_configuration_is_in_the_folder(tmp_path: Path, files: Path) -> None:
