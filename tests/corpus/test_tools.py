@@ -20,7 +20,7 @@ from megalign.corpus.store import TokenStore
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = [
     "preprocess_culturax", "train_tokenizer", "count_words", "clone_corpus", "check_store", "inspect_store",
-    "merge_stores", "archive_store",
+    "merge_stores", "archive_store", "score_clika",
 ]  # fmt: skip
 
 
