@@ -21,6 +21,8 @@ from megalign.errors import DataError
 # Few enough rows that the garbage collector, which starts after 700 new objects, rarely looks at them.
 BLOCK_LINES = 256
 DEFAULT_FILES = "*_res*.jsonl"
+# How the answers beside it were made; written by `megalign clika answer`.
+SETTINGS_END = ".settings.json"
 MODEL_OF_FILE = re.compile(r"(?P<model>.+)_res(?=[_.]).*\.jsonl")
 FAULTS_OF_ROWS = (KeyError, TypeError, AttributeError, ValueError)
 
@@ -69,6 +71,8 @@ def _read_folder(
     interned: dict[tuple[Item, ...], tuple[Item, ...]] = {}
     cells: dict[tuple[str, str, str], str] = {}
     for path in sorted(root.glob("*/*/*")):
+        if path.name.endswith(SETTINGS_END):
+            continue
         name = str(path.relative_to(root))
         match = MODEL_OF_FILE.fullmatch(path.name)
         dataset_name, folder = path.parts[-3], path.parts[-2]

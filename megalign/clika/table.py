@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,12 @@ def read_table(path: Path, protocol: Protocol, accept_look_alikes: bool) -> tupl
     Raises:
         DataError: another kind of file, columns missing, damaged, an unknown data set or language.
     """
-    readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    if path.suffix not in readers:
-        raise DataError(f"{path} is not a table that can be read.", fix=f"Give one of {', '.join(readers)}.")
     cells: dict[tuple[str, str, str], Rows] = {}
     languages: dict[str, str] = {}
     questions, not_json = Questions(), []
     # Items and first letters repeat over models and languages: one object for each keeps a large table small.
     interned: dict[Item, Item] = {}
-    for line, row in readers[path.suffix](path):
+    for line, row in table_rows(path, COLUMNS, ("input",)):
         if row is None:
             not_json.append(line)
             continue
@@ -61,25 +58,46 @@ def read_table(path: Path, protocol: Protocol, accept_look_alikes: bool) -> tupl
     return answers, findings + questions.findings
 
 
-def _require(path: Path, names: list[str]) -> None:
-    missing = [name for name in COLUMNS if name not in names]
+def table_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Line and content of each row of a .parquet, .csv or .jsonl file; None for a line that is no JSON object.
+
+    Args:
+        path: the file.
+        columns: what every row must have.
+        optional: more columns to read where they are there.
+
+    Raises:
+        DataError: another kind of file, columns missing, damaged.
+    """
+    readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
+    if path.suffix not in readers:
+        raise DataError(f"{path} is not a table that can be read.", fix=f"Give one of {', '.join(readers)}.")
+    return readers[path.suffix](path, columns, optional)
+
+
+def _require(path: Path, names: list[str], columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in names]
     if missing:
         raise DataError(
             f"{path} lacks the column(s) {', '.join(missing)}.",
             f"It has {', '.join(names) or 'none'}.",
-            f"A table of responses has {', '.join(COLUMNS)}.",
+            f"Such a table has {', '.join(columns)}.",
         )
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def _parquet_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        _require(path, names)
-        wanted = [*COLUMNS, *(["input"] if "input" in names else [])]
+        _require(path, names, columns)
+        wanted = [*columns, *(name for name in optional if name in names)]
         line = 0
         for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
             for row in batch.to_pylist():
@@ -89,12 +107,14 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
         raise DataError(f"{path} is not a parquet file that can be read: {error}") from None
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def _csv_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
-            _require(path, list(reader.fieldnames or []))
+            _require(path, list(reader.fieldnames or []), columns)
             line = reader.line_num + 1
             for row in reader:
                 yield line, row
@@ -103,7 +123,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
         raise DataError(f"{path} is not a CSV file that can be read: {error}") from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def _jsonl_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
     checked = False
     with path.open("rb") as stream:
         for line, text in enumerate(stream, 1):
@@ -111,6 +133,6 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 continue
             row = json_object(text)
             if row is not None and not checked:
-                _require(path, list(row))
+                _require(path, list(row), columns)
                 checked = True
             yield line, row

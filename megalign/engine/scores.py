@@ -49,6 +49,27 @@ def score_tokens(logits: torch.Tensor, labels: torch.Tensor, ranges: Sequence[tu
     return torch.stack([total.log() - target, *(mass / total for mass in masses)])
 
 
+def best_ids(logits: torch.Tensor, num_ids: int) -> torch.Tensor:
+    """The id with the largest logit in every row, the lowest of equals.
+
+    Args:
+        logits: [rows, ids of this rank].
+        num_ids: only ids below it.
+
+    Returns:
+        int64 [rows], complete on every tensor-parallel rank.
+    """
+    first = parallel_state.get_tensor_model_parallel_rank() * logits.size(-1)
+    ids = torch.arange(first, first + logits.size(-1), device=logits.device)
+    logits = logits.float().masked_fill(ids >= num_ids, float("-inf"))
+    largest = logits.amax(-1)
+    _reduce(largest, dist.ReduceOp.MAX)
+    here = (logits == largest[..., None]) & (ids < num_ids)
+    best = torch.where(here, ids, torch.iinfo(torch.int64).max).amin(-1)
+    _reduce(best, dist.ReduceOp.MIN)
+    return best
+
+
 def _reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     group = parallel_state.get_tensor_model_parallel_group()
     if group.size() > 1:

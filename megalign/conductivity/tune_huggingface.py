@@ -1,0 +1,175 @@
+"""Fine-tune a Hugging Face model with transformers' Trainer: LoRA (peft) or all weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megalign.answers.huggingface import open_huggingface
+from megalign.clika.knowledge import Row
+from megalign.conductivity.log import LOG_STEPS, TuningLog
+from megalign.conductivity.rows import Example, batches, digest_of, examples_of
+from megalign.conductivity.settings import TuneSettings
+from megalign.errors import ConfigError, EnvironmentProblem
+from megalign.files import read_json, write_json
+
+IGNORED = -100
+
+
+def tune_huggingface(
+    source: str,
+    rows: Sequence[Row],
+    out: Path,
+    settings: TuneSettings,
+    log: Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    device: str | None = None,
+    dtype: str | None = None,
+    allow_download: bool = False,
+) -> None:
+    """Train a model on rows and write `out`: an adapter's folder, or with "full" a model's. Rerun to continue.
+
+    Args:
+        source: a model's folder or name.
+        rows: what is taught.
+        out: the folder of the taught model; the trainer's checkpoints stand in `out`/training.
+        settings: how.
+        log, say: see TuningLog.
+        device, dtype, allow_download: see megalign.answers.open_model.
+
+    Raises:
+        ConfigError: `out` was begun with other rows or settings; the micro-batch does not divide the batch.
+        DataError: the model cannot be opened, or a row does not fit.
+        EnvironmentProblem: accelerate or peft is not installed.
+    """
+    if settings.batch_size % settings.micro_batch_size:
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {settings.micro_batch_size}."
+        )
+    if device is not None and device not in ("cpu", "cuda", "cuda:0"):
+        raise ConfigError(
+            f"device is {device}; the Trainer takes the first GPU it sees.",
+            fix="Choose a GPU by CUDA_VISIBLE_DEVICES, and set device to cuda or leave it unset.",
+        )
+    try:
+        peft, transformers, _ = map(import_module, ("peft", "transformers", "accelerate"))
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"{error.name} is not installed.", "It fine-tunes Hugging Face models.", "pip install megalign[hf]"
+        ) from None
+    opened = open_huggingface(source, batch_size=1, device=device, dtype=dtype, allow_download=allow_download)
+    begun = {
+        "source": opened.fingerprint,
+        "dtype": opened.dtype,
+        "taught": digest_of(rows),
+        "settings": settings.model_dump(mode="json"),
+    }
+    _agree(out / "tuning.json", begun)
+    examples = examples_of(rows, opened, settings.form)
+    order = list(batches(len(examples), settings.batch_size, settings.epochs, settings.seed))
+    transformers.set_seed(settings.seed)
+    model = _with_lora(peft, opened.model, settings) if settings.method == "lora" else opened.model
+    trainer = _trainer(
+        transformers,
+        model,
+        [examples[at] for step in order for at in step],
+        filler=opened.end_id or 0,
+        arguments=_arguments(transformers, out / "training", settings, len(order), device),
+        told=TuningLog(log, len(order), say),
+    )
+    trainer.train(resume_from_checkpoint=any((out / "training").glob("checkpoint-*")))
+    model.save_pretrained(out, safe_serialization=True)
+    opened.tokenizer.save_pretrained(out)
+
+
+def _with_lora(peft: Any, model: Any, settings: TuneSettings) -> Any:
+    config = peft.LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, config)
+
+
+def _trainer(
+    transformers: Any, model: Any, examples: Sequence[Example], *, filler: int, arguments: Any, told: TuningLog
+) -> Any:
+    """A trainer that reads the examples in the order given, which a resumed run continues."""
+
+    class InOrder(transformers.Trainer):  # type: ignore[misc, name-defined]
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(examples)
+
+    class Told(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+            if "loss" in logs:
+                told.write(state.global_step, float(logs["loss"]), float(logs["learning_rate"]))
+
+    trainer = InOrder(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=lambda batch: collated(batch, filler),
+        callbacks=[Told()],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def collated(batch: Sequence[Example], filler: int) -> dict[str, torch.Tensor]:
+    """Examples filled up at their right ends: int64 input_ids, attention_mask and labels, [examples, longest]."""
+    shape = len(batch), max(len(one.ids) for one in batch)
+    ids, mask = torch.full(shape, filler), torch.zeros(shape, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED)
+    for number, one in enumerate(batch):
+        row = torch.tensor(one.ids)
+        ids[number, : len(row)], mask[number, : len(row)] = row, 1
+        labels[number, one.num_context : len(row)] = row[one.num_context :]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _arguments(transformers: Any, folder: Path, settings: TuneSettings, num_steps: int, device: str | None) -> Any:
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=num_steps,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        learning_rate=settings.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup_fraction * num_steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=1.0,
+        logging_steps=LOG_STEPS,
+        save_steps=settings.save_steps,
+        save_total_limit=1,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    # Several visible GPUs would multiply the batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _agree(path: Path, begun: dict[str, Any]) -> None:
+    if path.exists():
+        found = read_json(path)
+        changed = [f"{key} was {found.get(key)!r}, is {begun[key]!r}" for key in begun if found.get(key) != begun[key]]
+        if changed:
+            raise ConfigError(
+                f"{path.parent} was begun otherwise: {'; '.join(changed)}.",
+                "Continuing would mix two runs.",
+                "Restore the settings, or choose another folder.",
+            )
+    write_json(path, begun)

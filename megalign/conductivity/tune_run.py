@@ -1,0 +1,122 @@
+"""Fine-tune a run of ours: the engine takes the steps, its checkpoints hold the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from megalign.answers.trained_run import load_run_model, reading_config, single_process
+from megalign.clika.knowledge import Row
+from megalign.conductivity.log import TuningLog
+from megalign.conductivity.rows import Example, batches, digest_of, examples_of
+from megalign.conductivity.settings import TuneSettings
+from megalign.config.layout import Layout
+from megalign.config.sections import OptimizerConfig
+from megalign.engine import checkpoint
+from megalign.engine.engine import Engine, LanguageBatch
+from megalign.errors import ConfigError, DataError
+from megalign.files import write_text
+from megalign.training.run import RunFolder, RunInputs
+
+STAGE = "finetune"
+Say = Callable[[str], None]
+
+
+def tune_run(
+    source: Path, rows: Sequence[Row], out: Path, settings: TuneSettings, log: Path, say: Say = lambda text: None
+) -> None:
+    """Train all weights of a run's newest checkpoint on rows; `out` becomes a run's folder that answers. Rerun to continue.
+
+    Args:
+        source: the run's folder; not changed.
+        rows: what is taught.
+        out: the folder of the taught run.
+        settings: how; LoRA's fields are not used.
+        log, say: see TuningLog.
+
+    Raises:
+        ConfigError: a chat template is asked for.
+        DataError: `out` was begun with other rows or settings, or the run does not fit.
+    """
+    if settings.form == "chat":
+        raise ConfigError("A run of ours has no chat template.", fix="Use the plain form.")
+    config = reading_config(source)
+    with single_process(config):
+        reader = load_run_model(config, batch_size=1)
+        examples = examples_of(rows, reader, settings.form)
+        steps = list(batches(len(examples), settings.batch_size, settings.epochs, settings.seed))
+        inputs = RunInputs.open(config)
+        engine = Engine(
+            config.model,
+            Layout(config.parallel),
+            config.precision,
+            vocab_size=inputs.store.vocabulary.size,
+            seed=settings.seed,
+            optimizer=OptimizerConfig(
+                lr=settings.lr,
+                warmup_fraction=settings.warmup_fraction,
+                min_lr_ratio=0.0,
+                weight_decay=settings.weight_decay,
+                embedding_weight_decay=settings.weight_decay,
+            ),
+            num_steps=len(steps),
+        )
+        target = RunFolder(out)
+        moved = config.model_copy(update={"folder": str(out), "name": f"{config.name}/taught"})
+        write_text(target.config, yaml.safe_dump(moved.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        state: dict[str, object] = {
+            "stage": STAGE,
+            "store": inputs.store.fingerprint,
+            "taught": digest_of(rows),
+            "started_from": reader.fingerprint,
+            "settings": settings.model_dump(mode="json"),
+        }
+        where = target.checkpoints(STAGE)
+        done = _resume(engine, source, where, state)
+        told = TuningLog(log, len(steps), say)
+        for step in range(done + 1, len(steps) + 1):
+            chosen = [examples[at] for at in steps[step - 1]]
+            result = engine.step(micro_batches(chosen, reader.end_id, settings.micro_batch_size), step)
+            told.write(step, result.loss, result.lr)
+            if step % settings.save_steps == 0 or step == len(steps):
+                checkpoint.save(engine, where, step, state, keep=1)
+
+
+def micro_batches(examples: Sequence[Example], filler: int, size: int) -> list[LanguageBatch]:
+    """One step's examples, filled up at their right ends to one even width; only answers are targets."""
+    width = max(len(one.ids) for one in examples) - 1
+    width += width % 2
+    count = -(-len(examples) // size) * size if len(examples) > size else len(examples)
+    whole = np.full((count, width + 1), filler, dtype=np.int64)
+    mask = np.zeros((count, width), dtype=np.float32)
+    for number, one in enumerate(examples):
+        whole[number, : len(one.ids)] = one.ids
+        mask[number, one.num_context - 1 : len(one.ids) - 1] = 1.0
+    return [
+        LanguageBatch(
+            *(np.ascontiguousarray(part[start : start + size]) for part in (whole[:, :-1], whole[:, 1:], mask))
+        )
+        for start in range(0, count, size)
+    ]
+
+
+def _resume(engine: Engine, source: Path, where: Path, state: dict[str, object]) -> int:
+    """Load the state to go on from; the steps taken."""
+    begun = checkpoint.latest(where)
+    if begun is None:
+        folder = RunFolder(source)
+        stages = [checkpoint.latest(folder.checkpoints(stage)) for stage in (STAGE, "pretrain")]
+        checkpoint.load(engine, next(one for one in stages if one is not None), with_optimizer=False)
+        return 0
+    found = checkpoint.load(engine, begun)
+    changed = [f"{key} was {found.get(key)!r}, is {value!r}" for key, value in state.items() if found.get(key) != value]
+    if changed:
+        raise DataError(
+            f"{where} was begun otherwise: {'; '.join(changed)}.",
+            "Continuing would mix two runs.",
+            "Restore the settings, or choose another folder.",
+        )
+    return int(found["step"])
