@@ -1,0 +1,229 @@
+"""Questions in several languages for a model, and its answers as a prediction file in SeaEval's row format.
+
+Questions come from files in that format, with or without predictions, or from the Hub: Cross-MMLU, Cross-LogiQA, Cross-XQuAD.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megalign.crossin.data.languages import language_named
+from megalign.crossin.prompts import TOKENIZER, Tag, Template, user_turn
+from megalign.crossin.scoring.match import LETTERS
+from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.files import read_json, write_json
+
+ON_HUB = {name: f"SeaEval/{name}" for name in ("cross_mmlu", "cross_logiqa", "cross_xquad")}
+MODES = ("text", "likelihood")
+OPTION_TEXTS = ("letter", "choice", "text")
+PROMPT = "Choose the right answer to the question. Give only the answer.\n\nQuestion:\n{question}\n\nChoices:\n{choices}\n\nAnswer:"
+CONTEXT_PROMPT = (
+    "Read the text and choose the right answer to the question. Give only the answer.\n\nText:\n{context}\n\nQuestion:\n{question}\n\n"
+    "Choices:\n{choices}\n\nAnswer:"
+)
+
+Row = Mapping[str, Any]
+
+_LETTER = re.compile(r"^\([A-J]\)\s*")
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """How questions are asked.
+
+    Attributes:
+        mode: text (greedy answers) or likelihood (the most likely option).
+        options: what likelihood compares: letter ("(A)"), choice (its whole text, per token), or text (the choice without its letter,
+            per token; for prompts that do not list the choices).
+        template: of megalign.crossin.prompts, "tokenizer", or None: that of the adapter's training where its folder says so, else plain.
+        prompt: with {question}, {choices} and, for questions with a text, {context}; None for the default.
+        tag: appended to the prompt, for the question's own language; empty for none.
+        languages: of the files, by their names there; empty for all.
+        max_new_tokens: of a text answer.
+        max_questions: the first so many only.
+        first_line: a text answer ends at its first line.
+    """
+
+    mode: str = "text"
+    options: str = "letter"
+    template: str | None = None
+    prompt: str | None = None
+    tag: str = ""
+    languages: tuple[str, ...] = ()
+    max_new_tokens: int = 32
+    max_questions: int | None = None
+    first_line: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("mode", self.mode, MODES), ("options", self.options, OPTION_TEXTS)):
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}.", fix=f"Choose {' or '.join(known)}.")
+
+
+def read_questions(name: str, *, allow_download: bool = False) -> list[dict[str, Any]]:
+    """Rows of a file (json, jsonl), or of cross_mmlu, cross_logiqa or cross_xquad on the Hub.
+
+    Raises:
+        ConfigError: a name on the Hub without `allow_download`.
+        DataError: missing, damaged, or no questions.
+        EnvironmentProblem: datasets is not installed.
+    """
+    path = Path(name)
+    if name in ON_HUB and not path.exists():
+        if not allow_download:
+            raise ConfigError(f"{name} is on the Hub.", fix="Allow the download, or name a local file.")
+        return _from_hub(ON_HUB[name])
+    try:
+        content = path.read_bytes()
+        rows = (
+            [orjson.loads(line) for line in content.splitlines() if line.strip()]
+            if path.suffix == ".jsonl"
+            else orjson.loads(content)
+        )
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{path} does not exist or is no file.") from None
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(
+            f"{path} holds no questions.", 'A row is {"id", "<Language>": {"question", "choices", "answer"}}.'
+        )
+    return rows
+
+
+def chosen_rows(rows: Sequence[dict[str, Any]], options: AskOptions, source: str) -> list[dict[str, Any]]:
+    """Copies of the rows with the wanted languages only, without earlier predictions.
+
+    Raises:
+        DataError: a row lacks a language, its question or its choices.
+    """
+    kept = rows[: options.max_questions]
+    languages = options.languages or tuple(
+        dict.fromkeys(key for row in kept for key, cell in row.items() if isinstance(cell, Mapping))
+    )
+    chosen = []
+    for place, row in enumerate(kept):
+        copy: dict[str, Any] = {"id": row.get("id") or str(place + 1)}
+        for language in languages:
+            cell = row.get(language)
+            if not isinstance(cell, Mapping) or not isinstance(cell.get("question"), str):
+                raise DataError(f"{source}: row {place + 1} has no question in {language}.")
+            choices = cell.get("choices")
+            if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
+                raise DataError(f"{source}: row {place + 1} has no list of choices in {language}.")
+            copy[language] = {
+                key: cell[key] for key in ("question", "choices", "answer", "context") if cell.get(key) is not None
+            }
+        chosen.append(copy)
+    if not languages or not chosen:
+        raise DataError(f"{source} holds no questions.")
+    return chosen
+
+
+def turn_of(cell: Row, language: str, options: AskOptions) -> str:
+    """The user's turn that asks a question.
+
+    Raises:
+        ConfigError: the prompt cannot be filled in.
+    """
+    prompt = options.prompt or (CONTEXT_PROMPT if cell.get("context") else PROMPT)
+    parts = {"question": cell["question"], "choices": "\n".join(cell["choices"]), "context": cell.get("context", "")}
+    try:
+        text = prompt.format(**parts)
+    except (KeyError, IndexError, ValueError):
+        raise ConfigError(
+            f"The prompt {prompt!r} cannot be filled in.",
+            fix="Use {question}, {choices} and {context}; {{ for a brace.",
+        ) from None
+    tag = Tag(options.tag)
+    return user_turn(text, tag.apply("", language_named(language).code)) if options.tag else text
+
+
+def template_of(model: str, named: str | None) -> str:
+    """The template to ask with: the one named, else that of the adapter's training, else plain."""
+    made = Path(model) / "tune.json"
+    if named is None and made.is_file():
+        recorded = read_json(made).get("template")
+        if isinstance(recorded, str):
+            return recorded
+    return named or "plain"
+
+
+def ask(
+    model: Any,
+    model_path: str,
+    questions: str,
+    out: Path,
+    options: AskOptions,
+    *,
+    allow_download: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Ask a model, and write out/predictions.json; run again to continue.
+
+    Args:
+        model: an open AnswerModel.
+        model_path: where it was opened from, for the template of its training.
+        questions: file, or name on the Hub.
+        out: folder; answers.jsonl in it holds the answers as they come.
+        options: how they are asked.
+        allow_download: may fetch questions by name.
+        progress: gets the number of answers, and of all.
+
+    Returns:
+        the prediction file.
+    """
+    from megalign.answers import Choice, Greedy, Item, answer_items
+
+    rows = chosen_rows(read_questions(questions, allow_download=allow_download), options, questions)
+    named = template_of(model_path, options.template)
+    framed = model.chat_prompt if named == TOKENIZER else Template.of(named).prompt
+    items = []
+    for place, row in enumerate(rows):
+        for language, cell in row.items():
+            if language != "id":
+                texts = _option_texts(cell["choices"], options) if options.mode == "likelihood" else ()
+                items.append(Item(f"{place} {language}", framed(turn_of(cell, language, options)), texts))
+    how: Greedy | Choice = Choice(per_token=options.options != "letter")
+    if options.mode == "text":
+        how = Greedy(options.max_new_tokens, ("\n",) if options.first_line else ())
+    path = out / "answers.jsonl"
+    answer_items(model, items, path, how, settings={"questions": questions, "template": named}, progress=progress)
+    for line in path.read_bytes().splitlines():
+        answer = orjson.loads(line)
+        place, _, language = answer["id"].partition(" ")
+        cell = rows[int(place)][language]
+        cell["model_input"] = answer["input"]
+        if options.mode == "text":
+            cell["model_prediction"] = answer["res"]
+        else:
+            values = answer["log_likelihoods"]
+            if options.options != "letter":
+                values = [value / count for value, count in zip(values, answer["num_tokens"], strict=True)]
+            cell["option_log_likelihoods"] = values
+            cell["model_prediction"] = cell["choices"][max(range(len(values)), key=values.__getitem__)]
+    write_json(out / "predictions.json", rows)
+    return out / "predictions.json"
+
+
+def _option_texts(choices: Sequence[str], options: AskOptions) -> tuple[str, ...]:
+    if options.options == "letter":
+        return tuple(f"({letter})" for letter in LETTERS[: len(choices)])
+    return tuple(_LETTER.sub("", choice) if options.options == "text" else choice for choice in choices)
+
+
+def _from_hub(name: str) -> list[dict[str, Any]]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise EnvironmentProblem("datasets is not installed.", fix="pip install megalign[hf]") from None
+    try:
+        return [dict(row) for row in load_dataset(name, split="test")]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,144 @@
+"""The page: one self-contained HTML file that any browser opens, without scripts and without the network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from megalign import clika
+from megalign.crossin.scoring.figures import Dot, heat_map, plane
+
+if TYPE_CHECKING:
+    from megalign.crossin.scoring.run import Scored, ScoreOptions
+
+Row = dict[str, Any]
+HEADLINE = 3
+MAX_HEAT_MAP_FILES = 60
+MAX_FINDINGS_SHOWN = 200
+ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with the text that stands for it."""
+
+    png: bytes
+    alt: str
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI, so that the page stands alone."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files with the same questions in the same languages: only these can be laid side by side."""
+
+    title: str
+    s: int | None
+    scored: list[Scored]
+    names: dict[str, str]
+
+    def bound(self, one: Scored, metric: str, s: int | None = None, language: str | None = None) -> Row:
+        """The interval row of a score."""
+        return next(row for row in one.intervals if (row["metric"], row["s"], row["language"]) == (metric, s, language))
+
+
+def render_page(
+    scored: Sequence[Scored], comparisons: Sequence[Row], findings: Sequence[Row], options: ScoreOptions
+) -> str:
+    """The whole page as HTML. Everything that comes from files is escaped by the template engine."""
+    style = Path(str(clika.__file__)).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, style]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["share"] = share
+    groups = groups_of(scored)
+    return environment.get_template("consistency.html.j2").render(
+        groups=groups,
+        planes={group.title: picture for group in groups if (picture := _plane(group)) is not None},
+        heat_maps={group.title: picture for group in groups if (picture := _heat_map(group)) is not None},
+        num_files=len(scored),
+        num_responses=sum(one.answers.options.size for one in scored),
+        num_drawn=sum(len(one.answers.undecided) for one in scored),
+        num_published=sum("published_difference" in one.row for one in scored),
+        options=options,
+        compared=[row for row in comparisons if row["language"] is None and row["s"] in (None, HEADLINE)],
+        short={name: short for group in groups for name, short in group.names.items()},
+        num_comparisons=len(comparisons),
+        findings=findings[:MAX_FINDINGS_SHOWN],
+        num_findings=len(findings),
+    )
+
+
+def groups_of(scored: Sequence[Scored]) -> list[Group]:
+    """Files by their questions and languages, in the order of the first of each."""
+    together: dict[tuple[frozenset[str], frozenset[str]], list[Scored]] = {}
+    for one in scored:
+        key = (frozenset(one.answers.languages), frozenset(one.answers.items))
+        together.setdefault(key, []).append(one)
+    groups: list[Group] = []
+    for (languages, items), members in together.items():
+        title = f"{len(items)} questions in {len(languages)} language{'s' if len(languages) != 1 else ''}"
+        if any(group.title.startswith(title) for group in groups):
+            title += f", set {len(groups) + 1}"
+        s = min(HEADLINE, len(languages)) if len(languages) > 1 else None
+        groups.append(Group(title, s, members, short_names([one.answers.name for one in members])))
+    return groups
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """File names without the folders that all share, and without their ending."""
+    parts = [Path(name).parts for name in names]
+    shared = 0
+    while len(names) > 1 and all(len(one) > shared + 1 and one[shared] == parts[0][shared] for one in parts):
+        shared += 1
+    if len(names) == 1:
+        shared = max(0, len(parts[0]) - 3)
+    return {name: _without_ending("/".join(one[shared:])) for name, one in zip(names, parts, strict=True)}
+
+
+def _without_ending(name: str) -> str:
+    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+
+
+def _plane(group: Group) -> Picture | None:
+    if group.s is None:
+        return None
+    dots = []
+    for one in group.scored:
+        ends = [_ends(group.bound(one, "accuracy")), _ends(group.bound(one, "consistency", group.s))]
+        values = one.row["deterministic"]
+        name = group.names[one.answers.name]
+        dots.append(Dot(name, values["accuracy"], values["consistency"][str(group.s)], ends[0], ends[1]))
+    num_options = max(one.answers.num_options for one in group.scored)
+    title = f"Accuracy and consistency, {group.title}"
+    return Picture(plane(title, group.s, num_options, dots), f"{title}: a dot per file; the numbers are in the table")
+
+
+def _ends(row: Row) -> tuple[float, float] | None:
+    return None if row["low"] is None else (row["low"], row["high"])
+
+
+def _heat_map(group: Group) -> Picture | None:
+    if len(group.scored) > MAX_HEAT_MAP_FILES:
+        return None
+    rows = {group.names[one.answers.name]: one.row["deterministic"]["accuracy_by_language"] for one in group.scored}
+    title = f"Accuracy by language, {group.title}"
+    languages = group.scored[0].answers.languages
+    return Picture(heat_map(title, rows, languages), f"{title}: a cell per file")
+
+
+def share(value: float | None) -> str:
+    """A score as three decimals; n/a where it is undefined."""
+    return "n/a" if value is None else f"{value:.3f}"
