@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import time
+from typing import Any
 
 import torch
 
@@ -39,3 +41,41 @@ def check_precision(precision: PrecisionConfig, parallel: ParallelConfig) -> Non
             "Context parallelism needs TransformerEngine's attention.",
             "Set parallel.context to 1.",
         )
+
+
+class StepTimer:
+    """Seconds this rank computes in a step before gradients are summed over ranks: where slow ranks differ from others.
+
+    Under tensor or pipeline parallelism they hold waiting for the ranks of the same replica too.
+    """
+
+    def __init__(self) -> None:
+        self._marks: list[tuple[Any, Any]] = []
+        self._begun: Any = None
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._begun = self._mark()
+
+    def end(self) -> None:
+        """Its gradients are there."""
+        self._marks.append((self._begun, self._mark()))
+
+    def take_seconds(self) -> float:
+        """Mean over the steps since this was last asked; on a GPU it waits for them."""
+        marks, self._marks = self._marks, []
+        seconds = [end - begun if isinstance(end, float) else _gpu_seconds(begun, end) for begun, end in marks]
+        return sum(seconds) / len(seconds) if seconds else 0.0
+
+    @staticmethod
+    def _mark() -> Any:
+        if DEVICE.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _gpu_seconds(begun: Any, end: Any) -> float:
+    end.synchronize()
+    return float(begun.elapsed_time(end)) / 1000.0

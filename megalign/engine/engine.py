@@ -14,13 +14,13 @@ import torch.distributed as dist
 from megalign.config.layout import Layout
 from megalign.config.sections import InjectConfig, ModelConfig, OptimizerConfig, PrecisionConfig
 from megalign.engine import groups
-from megalign.engine.device import DEVICE
+from megalign.engine.device import DEVICE, StepTimer
 from megalign.engine.mcore import finalize_model_grads, get_forward_backward_func, parallel_state
 from megalign.engine.model import build_chunks, transformer_config, unwrapped, wrap_for_training
 from megalign.engine.optimizer import build_optimizer, build_scheduler, set_step
-from megalign.engine.scores import TokenScores, score_tokens
+from megalign.engine.scores import TokenScores, best_ids, score_tokens
 from megalign.engine.taps import TAGS, DeviceWords, WordTaps
-from megalign.errors import ConfigError, MegalignError
+from megalign.errors import ConfigError, TrainingProblem
 from megalign.prealign.words import WordBatch
 
 
@@ -47,6 +47,14 @@ class StepResult:
     level_losses: list[float]  # contrastive loss by level, 0..L+1; empty without words
     grad_norm: float
     lr: float
+
+
+class NonFiniteStep(TrainingProblem):
+    """A step whose loss or gradient is not finite; the weights are those of the step before. Raised on all ranks."""
+
+    def __init__(self, step: int, what: str, why: str = "", fix: str = "") -> None:
+        self.step = step
+        super().__init__(what, why, fix)
 
 
 class Engine:
@@ -85,11 +93,14 @@ class Engine:
         self._has_dropout = bool(model.hidden_dropout or model.attention_dropout)
         self.chunks = build_chunks(self.config, model, layout, vocab_size, seed, row_sources)
         self.taps = WordTaps([unwrapped(chunk) for chunk in self.chunks], self.config)
+        self.timer = StepTimer()
+        # Called between batches of long measurements, by all ranks equally often; may raise to end them.
+        self.interrupt: Callable[[], None] = lambda: None
         self.optimizer: Any = None
         if optimizer is not None:
             cut = layout.parallel.distributed_optimizer
             self.chunks = wrap_for_training(self.config, self.chunks, distributed_optimizer=cut)
-            self.config.finalize_model_grads_func = _finalise
+            self.config.finalize_model_grads_func = self._finalise
             self.optimizer = build_optimizer(optimizer, self.config, self.chunks, distributed_optimizer=cut)
             self.scheduler = build_scheduler(optimizer, self.optimizer, num_steps)
 
@@ -130,9 +141,10 @@ class Engine:
 
         Raises:
             ConfigError: interleaving does not divide the micro-batches.
-            MegalignError: the loss or the gradient is not finite; the weights are those of the step before.
+            NonFiniteStep: the loss or the gradient is not finite; the weights are those of the step before.
         """
         self._check_interleaving(len(batches))
+        self.timer.begin()
         if self._has_dropout:
             groups.seed_dropout(self.seed, step)
         for chunk in self.chunks:
@@ -169,7 +181,8 @@ class Engine:
         norm = self.optimizer.clip_grad_norm(clip) if clip > 0 else self.optimizer.get_grad_norm()
         grad_norm = float(norm)
         if not np.isfinite([loss, grad_norm, *level_losses]).all():
-            raise MegalignError(
+            raise NonFiniteStep(
+                step,
                 f"Step {step}: loss {loss}, gradient norm {grad_norm}"
                 + (f", contrastive losses {level_losses}" if level_losses else "")
                 + ": not finite.",
@@ -179,6 +192,24 @@ class Engine:
         self.optimizer.step_with_ready_grads()
         lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
         return grad_norm, lr
+
+    def _finalise(self, chunks: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
+        """Megatron's reduction of gradients without its division by tokens: the loss is normalised already."""
+        self.timer.end()
+        finalize_model_grads(chunks, None, **kwargs)
+
+    def nonfinite_parameters(self) -> tuple[list[str], list[str]]:
+        """Names of this rank's parameters with gradients that are not finite, and with such weights."""
+        gradients, weights = [], []
+        for number, chunk in enumerate(map(unwrapped, self.chunks)):
+            for name, parameter in chunk.named_parameters():
+                name = f"chunk {number}: {name}" if len(self.chunks) > 1 else name
+                gradient = getattr(parameter, "main_grad", None)
+                if gradient is not None and not bool(gradient.isfinite().all()):
+                    gradients.append(name)
+                if not bool(parameter.isfinite().all()):
+                    weights.append(name)
+        return gradients, weights
 
     def score(
         self, batches: Sequence[LanguageBatch], ranges: dict[str, tuple[int, int]] | None = None
@@ -207,6 +238,22 @@ class Engine:
             TokenScores(scores[0].numpy(), {name: scores[1 + k].numpy() for k, name in enumerate(names)})
             for scores in stacked
         ]
+
+    def most_likely(self, batch: LanguageBatch, positions: np.ndarray, num_ids: int) -> np.ndarray:
+        """The id with the largest logit at one position of every row, the lowest of equals.
+
+        Args:
+            batch: every rank that shares a model part gives the same.
+            positions: int64 [windows].
+            num_ids: only ids below it, those that are no padding of the vocabulary.
+
+        Returns:
+            int64 [windows], on every rank.
+        """
+        rows, places = torch.arange(len(positions)), torch.from_numpy(positions)
+        outputs = self._read([batch], [], lambda _, logits: best_ids(logits[rows, places], num_ids))
+        best = outputs[0] if outputs else torch.zeros(len(positions), dtype=torch.int64, device=DEVICE)
+        return groups.broadcast_from_last_stage(best).cpu().numpy()
 
     def represent(self, batches: Sequence[WordBatch]) -> list[np.ndarray]:
         """The vectors of words at every level: float32 [levels, words, hidden size] for each batch, on every rank."""
@@ -322,11 +369,6 @@ class Engine:
 
 
 _ONE = torch.ones((), dtype=torch.int)
-
-
-def _finalise(chunks: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
-    """Megatron's reduction of gradients without its division by tokens: the loss is normalised already."""
-    finalize_model_grads(chunks, None, **kwargs)
 
 
 def _language_loss(mask: torch.Tensor, nll: torch.Tensor, *, weight: float) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -100,3 +101,13 @@ def sum_counts(counts: list[int]) -> list[int]:
     """Counts summed over data-parallel ranks."""
     total = sum_over_data_parallel(torch.tensor(counts, dtype=torch.int64, device=DEVICE))
     return [int(value) for value in total]
+
+
+def gather_from_all(values: list[float]) -> np.ndarray:
+    """The values of every process: float64 [processes, values]."""
+    own = torch.tensor(values, dtype=torch.float64, device=DEVICE)
+    if dist.get_world_size() == 1:
+        return own[None].cpu().numpy()
+    everyone = own.new_empty(dist.get_world_size(), len(values))
+    dist.all_gather_into_tensor(everyone, own[None])
+    return everyone.cpu().numpy()

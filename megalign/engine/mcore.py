@@ -18,8 +18,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core import __version__ as megatron_core_version
     from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.dist_checkpointing import serialization as checkpoint_serialization
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+    from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -59,6 +61,7 @@ __all__ = [
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "apply_factories",
+    "checkpoint_serialization",
     "dist_checkpointing",
     "finalize_model_grads",
     "get_cuda_rng_tracker",
@@ -72,4 +75,5 @@ __all__ = [
     "nested_values",
     "parallel_state",
     "reduce_from_tensor_model_parallel_region",
+    "torch_strategy",
 ]

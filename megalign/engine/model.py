@@ -40,6 +40,9 @@ def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionC
         recompute = {"recompute_granularity": "selective"}
     elif p.recompute == "full":
         recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    uneven: dict[str, Any] = {}
+    if model.num_layers % (p.pipeline * layout.num_chunks):
+        uneven = {"pipeline_model_parallel_layout": _stages(layout.layers_of_chunks(model.num_layers))}
     fp8 = {"fp8": _FP8[precision.fp8], "fp8_recipe": precision.fp8} if precision.fp8 else {}
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -80,8 +83,15 @@ def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionC
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=False,
         **recompute,
+        **uneven,
         **fp8,
     )
+
+
+def _stages(num_layers: list[int]) -> list[list[str]]:
+    """What each chunk holds, as Megatron's pipeline_model_parallel_layout takes it."""
+    stages = [["decoder"] * number for number in num_layers]
+    return [["embedding", *stages[0]], *stages[1:-1], [*stages[-1], "loss"]]
 
 
 def build_chunks(

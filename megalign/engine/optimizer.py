@@ -1,7 +1,8 @@
-"""AdamW and its schedule: Megatron-Core's, with three repairs for torch's Adam under the distributed optimizer."""
+"""AdamW and its schedule: Megatron-Core's, with repairs for its distributed optimizer."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -178,4 +179,32 @@ def _keep_step_when_loading() -> None:
     DistributedOptimizer._set_main_param_and_optimizer_states = with_step
 
 
+def _save_beyond_padding() -> None:
+    """Let the distributed optimizer save the right numbers where its buffer has several buckets.
+
+    When saving, Megatron joins the buckets without the padding at their ends, but then cuts parameters out at their places
+    with it: what stands behind the first padded bucket is shifted, silently, in weights and moments alike. A shared
+    embedding under pipeline parallelism has a bucket of its own, so this comes to pass in common layouts.
+    """
+    original = DistributedOptimizer.sharded_param_state_fully_reshardable
+
+    @functools.wraps(original)
+    def at_unpadded_places(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = [buffer.param_index_map for buffer in self.buffers]
+        for buffer in self.buffers:
+            padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]
+            buffer.param_index_map = {
+                parameter: (start - sum(padding[:bucket]), end - sum(padding[:bucket]), bucket)
+                for parameter, (start, end, bucket) in buffer.param_index_map.items()
+            }
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            for buffer, index_map in zip(self.buffers, before, strict=True):
+                buffer.param_index_map = index_map
+
+    DistributedOptimizer.sharded_param_state_fully_reshardable = at_unpadded_places
+
+
 _keep_step_when_loading()
+_save_beyond_padding()

@@ -29,6 +29,7 @@ def alignment_scores(engine: Engine, encoded: EncodedTable, *, num_entries: int,
     """
     entries = encoded.batch_entries[:num_entries]
     batch = WordBatches(encoded, entries_per_batch=len(entries), seed=0).all_of(entries)
+    engine.interrupt()
     (vectors,) = engine.represent([batch])
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     words = np.concatenate([np.arange(encoded.entry_offsets[e], encoded.entry_offsets[e + 1]) for e in entries])

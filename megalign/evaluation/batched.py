@@ -20,6 +20,8 @@ def score_rows(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Negative log-likelihood of every label and mass on ranges of ids, on every rank.
 
+    Calls `engine.interrupt` before every batch, on all ranks equally often.
+
     Args:
         engine: the model.
         tokens: int64 [rows, length].
@@ -35,7 +37,11 @@ def score_rows(
     first, last = shares[rank], shares[rank + 1]
     names = list(ranges or {})
     own = np.zeros((last - first, 1 + len(names), tokens.shape[1]), dtype=np.float32)
-    for start in range(first, last, batch_size):
+    largest_share = max(shares[number + 1] - shares[number] for number in range(world))
+    for start in range(first, first + largest_share, batch_size):
+        engine.interrupt()
+        if start >= last:
+            continue
         # The last batch is filled up by repetition: all batches have one shape.
         index = np.minimum(np.arange(start, start + batch_size), last - 1)
         batch = LanguageBatch(tokens[index], labels[index], np.ones(labels[index].shape, dtype=np.float32))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megalign.cluster.ranks import Rank
@@ -20,6 +20,7 @@ from megalign.evaluation.scores import Score
 from megalign.files import read_json, write_json
 from megalign.training.loop import Probe
 from megalign.training.run import RunFolder, RunInputs
+from megalign.training.stop import StopRequest
 
 _PROBE_WINDOWS = 32
 
@@ -59,12 +60,15 @@ def build_probe(config: RunConfig, rank: Rank) -> Probe | None:
     inputs = RunInputs.open(config)
     folder = RunFolder(Path(config.folder))
 
-    def probe(engine: Engine, step: int) -> None:
+    def probe(engine: Engine, step: int) -> Callable[[], None] | None:
         measured = [*_text_scores(engine, inputs, step, _PROBE_WINDOWS), *_alignment(engine, inputs, step)]
-        if rank.rank == 0:
+
+        def publish() -> None:
             if step == 0:
                 score_files.drop_from(folder.scores, 0)
             score_files.append(folder.scores, measured)
+
+        return publish if rank.rank == 0 else None
 
     return probe
 
@@ -77,6 +81,8 @@ def evaluate(config: RunConfig, rank: Rank) -> list[Score]:
 
     Raises:
         DataError: the run has no checkpoint yet, or it does not fit the configuration.
+        StoppedOnRequest: a signal came; no score is written.
+        SupersededError: another evaluation took the run over.
     """
     layout = Layout(config.parallel)
     layout.check_world_size(rank.world_size)
@@ -87,6 +93,8 @@ def evaluate(config: RunConfig, rank: Rank) -> list[Score]:
             f"{folder.path} has no checkpoint of pretraining.", "There is nothing to measure.", "Train the run first."
         )
     inputs = RunInputs.open(config)
+    if rank.rank == 0:
+        folder.claim("eval")
     engine = inputs.engine(layout, None)
     state = checkpoint.load(engine, path, with_optimizer=False)
     if state["store"] != inputs.store.fingerprint:
@@ -96,6 +104,22 @@ def evaluate(config: RunConfig, rank: Rank) -> list[Score]:
             "Restore the store, or correct data.store.",
         )
     step = int(state["step"])
+    try:
+        with StopRequest() as stop:
+            engine.interrupt = stop.interrupt
+            measured = _all_scores(engine, inputs, step)
+        num_parameters = engine.num_parameters
+        if rank.rank == 0:
+            folder.fence()
+            _publish(folder, inputs, measured, step, num_parameters)
+    finally:
+        folder.release()
+    groups.barrier()
+    return measured
+
+
+def _all_scores(engine: Engine, inputs: RunInputs, step: int) -> list[Score]:
+    config = inputs.config
     measured = list(_text_scores(engine, inputs, step, config.evaluate.max_windows))
     if config.data.facts is not None and config.evaluate.clka:
         facts = FactSet.load(Path(config.data.facts))
@@ -105,12 +129,12 @@ def evaluate(config: RunConfig, rank: Rank) -> list[Score]:
                 engine, vocabulary, facts, language, batch_size=4 * config.evaluate.batch_size, step=step
             )
     measured += _alignment(engine, inputs, step)
-    num_parameters = engine.num_parameters
-    if rank.rank == 0:
-        score_files.replace_final(folder.scores, measured, step)
-        if folder.summary.exists():
-            finished = step == inputs.num_steps
-            summary = {**read_json(folder.summary), "parameters": num_parameters}
-            write_json(folder.summary, {**summary, "status": "done" if finished else summary["status"]})
-    groups.barrier()
     return measured
+
+
+def _publish(folder: RunFolder, inputs: RunInputs, measured: list[Score], step: int, num_parameters: int) -> None:
+    score_files.replace_final(folder.scores, measured, step)
+    if folder.summary.exists():
+        finished = step == inputs.num_steps
+        summary = {**read_json(folder.summary), "parameters": num_parameters}
+        write_json(folder.summary, {**summary, "status": "done" if finished else summary["status"]})

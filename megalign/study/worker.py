@@ -6,14 +6,41 @@ It prints errors a user can act on without a traceback and exits with their code
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from megalign.cluster.ranks import Rank, discover
 from megalign.config import RunConfig, StudyConfig, load_run, load_study
-from megalign.errors import MegalignError
+from megalign.errors import MegalignError, StoppedOnRequest
+
+
+class _Leave(BaseException):
+    """Passes through `except Exception` in whatever is running."""
+
+
+@contextmanager
+def _leaving_on_request() -> Iterator[None]:
+    """While active, a request to stop ends the work at once with code 75: there is nothing to save yet, or any more.
+
+    Training and measuring put handlers of their own in place that wait for a step's end.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise _Leave(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield
+    except _Leave as request:
+        raise StoppedOnRequest(f"Asked to stop by {request}.", fix="Run the same command again to continue.") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _with_engine(config: RunConfig, work: Callable[[RunConfig, Rank], None]) -> None:
@@ -57,6 +84,15 @@ def _train_and_evaluate(config: RunConfig, rank: Rank) -> None:
     _evaluate(config, rank)
 
 
+def _resharding(source: Path, target: Path, with_optimizer: bool) -> Callable[[RunConfig, Rank], None]:
+    def reshard(config: RunConfig, rank: Rank) -> None:
+        from megalign.engine.checkpoint.reshard import reshard
+
+        reshard(config, source, target, with_optimizer=with_optimizer)
+
+    return reshard
+
+
 def _study_run(study: StudyConfig, folder: Path, label: str, seed: int) -> RunConfig:
     from megalign.study.expand import StudyFolder, run_config
 
@@ -68,13 +104,20 @@ def work(arguments: list[str]) -> None:
     """Do what the arguments say.
 
     `train CONFIG [OVERRIDE...]`, `eval CONFIG [OVERRIDE...]`: a run. `data STUDY SEED`, `run STUDY LABEL SEED`: a step
-    of a study, STUDY being its folder.
+    of a study, STUDY being its folder. `reshard CONFIG SOURCE TARGET all|weights [OVERRIDE...]`: a checkpoint.
     """
-    kind, path, *rest = arguments
+    with _leaving_on_request():
+        _work(*arguments)
+
+
+def _work(kind: str, path: str, *rest: str) -> None:
     if kind == "train":
-        _with_engine(load_run(Path(path), rest), _train)
+        _with_engine(load_run(Path(path), list(rest)), _train)
     elif kind == "eval":
-        _with_engine(load_run(Path(path), rest), _evaluate)
+        _with_engine(load_run(Path(path), list(rest)), _evaluate)
+    elif kind == "reshard":
+        source, target, kept, *overrides = rest
+        _with_engine(load_run(Path(path), overrides), _resharding(Path(source), Path(target), kept == "all"))
     elif kind == "data":
         from megalign.study.data import build_data
         from megalign.study.expand import StudyFolder

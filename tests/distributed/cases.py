@@ -32,6 +32,7 @@ _SHAPE: dict[str, Any] = {
 GPT = ModelConfig(**_SHAPE)
 MODELS = {
     "gpt": GPT,
+    "gpt-5-layers": GPT.model_copy(update={"num_layers": 5}),
     "gpt-untied": ModelConfig(**_SHAPE, tied_embeddings=False),
     "llama": ModelConfig(
         **_SHAPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import ranks
 
 from megalign.config.layout import Layout
 from megalign.config.sections import PrecisionConfig
+from megalign.engine.checkpoint.folder import read_marker, write_marker
 from megalign.engine.engine import Engine, StepResult
 from megalign.errors import DataError, MegalignError
 
@@ -257,7 +259,7 @@ def test_damaged_missing_and_other_checkpoints_are_refused(tmp_path: Path, paral
         name: tmp_path / name
         for name in (
             *("no marker", "no shard", "truncated", "no metadata", "no common", "marker damaged", "other step"),
-            *("metadata truncated", "common truncated"),
+            *("metadata truncated", "common truncated", "flipped bit", "marker edited", "old format"),
         )
     }
     for path in broken.values():
@@ -274,7 +276,17 @@ def test_damaged_missing_and_other_checkpoints_are_refused(tmp_path: Path, paral
     (broken["no metadata"] / "shards" / ".metadata").unlink()
     (broken["no common"] / "shards" / "common.pt").unlink()
     (broken["marker damaged"] / "state.json").write_text("{")
-    (broken["other step"] / "state.json").write_text('{"step": 3}')
+    state, facts = read_marker(good)
+    write_marker(broken["other step"], {**state, "step": 3}, {**facts, "adam_step": 3})
+    (broken["marker edited"] / "state.json").write_text(
+        (good / "state.json").read_text().replace('"samples": 16', '"samples": 24')
+    )
+    (broken["old format"] / "state.json").write_text('{"step": 2}')
+    with (broken["flipped bit"] / "shards" / shards[0]).open("r+b") as stream:
+        stream.seek(stream.seek(0, os.SEEK_END) // 2)
+        byte = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ 0b100]))
     for name, changes, vocab_size in (
         ("wider", {"hidden_size": 64}, 90),
         ("deeper", {"num_layers": 6}, 90),
@@ -291,18 +303,20 @@ def test_damaged_missing_and_other_checkpoints_are_refused(tmp_path: Path, paral
         assert "is not a complete checkpoint: it has no state.json" in found["no marker"][1]
         assert "is not a complete checkpoint: it has no state.json" in found["absent"][1]
         assert "is not JSON" in found["marker damaged"][1]
-        assert "counts steps [2.0], the checkpoint says 3" in found["other step"][1]
-        for name in (
-            "no shard",
-            "truncated",
-            "no metadata",
-            "no common",
-            "wider",
-            "deeper",
-            "shallower",
-            "vocabulary",
-            "rotary",
+        assert "Adam counts steps [2.0], the checkpoint says 3" in found["other step"][1]
+        assert "does not have the crc32c it says" in found["marker edited"][1]
+        assert "is of format None, this version of megalign reads 2" in found["old format"][1]
+        assert f"is damaged: shards/{shards[0]} does not have the crc32c" in found["flipped bit"][1]
+        for name, file in (("no shard", shards[0]), ("no metadata", ".metadata"), ("no common", "common.pt")):
+            assert f"is damaged: shards/{file} is missing." in found[name][1]
+        for name, file in (
+            ("truncated", shards[0]),
+            ("metadata truncated", ".metadata"),
+            ("common truncated", "common.pt"),
         ):
+            size = (good / "shards" / file).stat().st_size
+            assert f"is damaged: shards/{file} has {size // 2} bytes instead of {size}." in found[name][1]
+        for name in ("wider", "deeper", "shallower", "vocabulary", "rotary"):
             assert "does not fit this model or is damaged" in found[name][1], name
 
 
@@ -312,6 +326,7 @@ def test_damaged_missing_and_other_checkpoints_are_refused(tmp_path: Path, paral
 def die_inside_save(layout: Layout, folder: Path, moment: str) -> None:
     """Two more steps after the latest checkpoint, then SIGKILL at `moment` of saving."""
     from megalign.engine import checkpoint
+    from megalign.engine.checkpoint import folder as names
 
     engine = engine_for(layout)
     path = checkpoint.latest(folder)
@@ -322,7 +337,7 @@ def die_inside_save(layout: Layout, folder: Path, moment: str) -> None:
     def die(*args: Any, **kwargs: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(checkpoint, {"before marker": "write_json", "before pointer": "write_text"}[moment], die)
+    setattr(names, {"before marker": "write_json", "before pointer": "write_text"}[moment], die)
     checkpoint.save(engine, folder, 4, {}, keep=2)
 
 
@@ -345,7 +360,7 @@ def test_a_kill_inside_saving_leaves_the_old_checkpoint(tmp_path: Path, parallel
     with pytest.raises(ranks.RanksFailed, match="exit code -9"):
         ranks.run(die_inside_save, layout, folder, moment)
     assert checkpoint.latest(folder) == checkpoint.path_of(folder, 2)
-    left = {path.name for path in folder.iterdir()}
+    left = {re.sub(r"-[0-9a-f]{8}\Z", "", path.name) for path in folder.iterdir()}
     assert left == {"latest", "step_00000002", "step_00000004" if moment == "before pointer" else ".tmp-step_00000004"}
     resumed = ranks.run(load_and_train, layout, folder, "gpt", "float32", 6)
     assert [t.results for t in resumed] == [t.results[2:] for t in whole]
@@ -410,7 +425,8 @@ def save_poisoned(layout: Layout, folder: Path) -> str:
 @pytest.mark.parametrize("parallel", [{}, TP2], ids=["single", "TP2"])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, parallel: dict[str, Any]) -> None:
     for message in ranks.run(save_poisoned, ranks.layout_of(**parallel), tmp_path):
-        assert "Step 1: 1 weights hold values that are not finite; no checkpoint was written" in message
+        assert "Step 1: 1 weights and 0 tensors of the optimizer hold values that are not finite" in message
+        assert "(embedding.word_embeddings.weight); no checkpoint was written" in message
         assert "lower learning rate" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -420,19 +436,22 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, parallel: dic
 
 def resume_without(layout: Layout, folder: Path, remedy: str) -> Trained:
     """`load_and_train`, with one remedy of megalign.engine taken away."""
-    from megalign.engine import checkpoint, optimizer
+    from megalign.engine import optimizer
+    from megalign.engine.checkpoint import content, loading
 
     if remedy == "allocate_state":
-        checkpoint.allocate_state = lambda opt: None
-    elif remedy == "separate_steps":
-        checkpoint.separate_steps = lambda opt: None
+        loading.allocate_state = lambda opt: None
+    elif remedy.startswith("separate_steps"):
+        loading.separate_steps = lambda opt: None
+        if remedy.endswith("and the check"):
+            loading.verify_moments = lambda *args: None
     elif remedy == "keep_step":
         with_step = optimizer.DistributedOptimizer._set_main_param_and_optimizer_states
         (original,) = (c.cell_contents for c in with_step.__wrapped__.__closure__)
         optimizer.DistributedOptimizer._set_main_param_and_optimizer_states = original
     elif remedy == "metadata":
-        complete = checkpoint.sharding_metadata
-        checkpoint.sharding_metadata = lambda: {"dp_cp_group": complete()["dp_cp_group"]}
+        complete = content.sharding_metadata
+        content.sharding_metadata = lambda: {"dp_cp_group": complete()["dp_cp_group"]}
     return load_and_train(layout, folder, "gpt-untied", "float32", 6)
 
 
@@ -463,7 +482,9 @@ def test_with_all_remedies_it_does_not(saved_run: tuple[Path, list[StepResult]])
 
 
 def test_shared_step_counters_advance_once_per_parameter(saved_run: tuple[Path, list[StepResult]]) -> None:
-    (trained,) = ranks.run(resume_without, ranks.layout_of(**DO), saved_run[0], "separate_steps")
+    with pytest.raises(ranks.RanksFailed, match="parameters share a step counter, which would advance once for each"):
+        ranks.run(resume_without, ranks.layout_of(**DO), saved_run[0], "separate_steps")
+    (trained,) = ranks.run(resume_without, ranks.layout_of(**DO), saved_run[0], "separate_steps and the check")
     assert max(trained.adam_steps) > 6
     assert trained.results[0].loss == saved_run[1][3].loss, "before an update nothing is wrong yet"
     assert trained.results[-1].loss != pytest.approx(saved_run[1][5].loss, rel=1e-5)
@@ -516,3 +537,34 @@ def test_groups_without_decay_are_told_apart(tmp_path: Path, settings: dict[str,
     (whole,) = ranks.run(train_in_two_parts, layout, tmp_path, settings, "whole")
     (resumed,) = ranks.run(train_in_two_parts, layout, tmp_path, settings, "resumed")
     assert resumed == whole
+
+
+def save_two_layers(layout: Layout, folder: Path, repaired: bool) -> None:
+    """A stage's layer, then the shared embedding in a bucket of its own, behind 64 numbers of padding."""
+    from megalign.engine import checkpoint, optimizer
+
+    if not repaired:
+        wrapped = optimizer.DistributedOptimizer.sharded_param_state_fully_reshardable
+        optimizer.DistributedOptimizer.sharded_param_state_fully_reshardable = wrapped.__wrapped__
+    engine = cases.engine_of(layout, cases.GPT.model_copy(update={"num_layers": 2}))
+    cases.pretrain(engine, 1, 2)
+    checkpoint.save(engine, folder, 2, {}, keep=1)
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_what_stands_behind_a_padded_bucket_is_saved_shifted(tmp_path: Path, repaired: bool) -> None:
+    """Megatron writes other numbers as the shared embedding's moments: silent, and wrong wherever they are loaded."""
+    from megalign.engine.checkpoint.describe import find_problems
+
+    ranks.run(save_two_layers, ranks.layout_of(**PP2, **DO), tmp_path, repaired)
+    path = tmp_path / "step_00000002"
+    content, problems = read(path), find_problems(path)
+    name = "embedding.word_embeddings.weight"
+    copy = f"optimizer.state.param.{name}"
+    if repaired:
+        assert np.array_equal(content[name], content[copy])
+        assert problems == []
+    else:
+        assert np.abs(content[name] - content[copy]).max() > 0.1
+        (problem,) = problems
+        assert problem.startswith(f"{copy} is not {name}: ")

@@ -28,6 +28,7 @@ WEIGHT_TOLERANCE = 5e-5
 TP2: dict[str, Any] = {"tensor": 2}
 SP: dict[str, Any] = {**TP2, "sequence_parallel": True}
 PP2: dict[str, Any] = {"pipeline": 2}
+PP3: dict[str, Any] = {"pipeline": 3, "uneven_stages": True}
 VP2: dict[str, Any] = {**PP2, "virtual_pipeline": 2}
 DP2: dict[str, Any] = {"data": 2}
 DO: dict[str, Any] = {"distributed_optimizer": True}
@@ -47,6 +48,7 @@ EVERY_DAY = [
     ("selective", "gpt", SELECTIVE),
     ("PP2 full", "llama-tied", {**PP2, **FULL}),
     ("PP2 DP2 DO", "gpt", {**PP2, **DP2, **DO}),
+    ("PP3 uneven", "gpt", PP3),
 ]
 RARELY = [
     ("TP2", "llama-tied", TP2),
@@ -58,6 +60,8 @@ RARELY = [
     ("PP2 VP2", "llama", VP2),
     ("PP2 VP2 full", "gpt", {**VP2, **FULL}),
     ("PP4", "gpt", {"pipeline": 4}),
+    ("PP3 uneven full", "llama", {**PP3, **FULL}),
+    ("PP2 VP2 uneven", "gpt-5-layers", {**VP2, "uneven_stages": True}),
     ("DP2", "llama-tied", DP2),
     ("DP2 DO full", "gpt", {**DP2, **DO, **FULL}),
     ("TP2 PP2 VP2 SP DO", "gpt", {**SP, **VP2, **DO}),
