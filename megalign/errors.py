@@ -37,6 +37,18 @@ class EnvironmentProblem(MegalignError):
     exit_code = 4
 
 
+class TrainingProblem(MegalignError):
+    """Training itself went wrong: not finite, diverging, ranks that differ. Starting again would meet it again."""
+
+    exit_code = 5
+
+
+class SupersededError(MegalignError):
+    """Another process took the run over: this one may not publish any more."""
+
+    exit_code = 6
+
+
 class StoppedOnRequest(MegalignError):
     """The run was asked to stop and saved its state: start the same command again to continue."""
 

@@ -11,6 +11,9 @@ import typer
 from rich.console import Console
 
 from megalign import __version__
+from megalign.cli.checkpoint import app as checkpoint_app
+from megalign.cli.clika import clika_app
+from megalign.cli.crossin import app as crossin_app
 from megalign.errors import MegalignError
 
 app = typer.Typer(
@@ -25,6 +28,9 @@ study_app = typer.Typer(no_args_is_help=True, help="Compare methods: data, runs 
 store_app = typer.Typer(no_args_is_help=True, help="Token stores.")
 app.add_typer(study_app, name="study")
 app.add_typer(store_app, name="store")
+app.add_typer(crossin_app, name="crossin")
+app.add_typer(clika_app, name="clika")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace those of the file, as section.key=value.")

@@ -63,7 +63,15 @@ class Layout:
             )
         chunks = p.pipeline * self.num_chunks
         name = "parallel.pipeline x parallel.virtual_pipeline" if p.virtual_pipeline else "parallel.pipeline"
-        _divides(name, chunks, "model.num_layers", model.num_layers)
+        if not p.uneven_stages:
+            more = " parallel.uneven_stages=true lets stages differ by one layer." if chunks < model.num_layers else ""
+            _divides(name, chunks, "model.num_layers", model.num_layers, more)
+        elif chunks > model.num_layers:
+            raise ConfigError(
+                f"{name} is {chunks}, with model.num_layers {model.num_layers}.",
+                "Every stage must hold a layer.",
+                f"Set {name} to at most {model.num_layers}.",
+            )
         if p.sequence_parallel:
             if p.tensor == 1:
                 raise ConfigError(
@@ -74,6 +82,17 @@ class Layout:
             _divides("parallel.tensor", p.tensor, "model.sequence_length", model.sequence_length)
         if p.context > 1:
             _divides("2 x parallel.context", 2 * p.context, "model.sequence_length", model.sequence_length)
+
+    def layers_of_chunks(self, num_layers: int) -> list[int]:
+        """Layers of every model chunk, in the order in which a micro-batch goes through them.
+
+        Where they cannot be equal, inner chunks get one more first, then the first, which also embeds; the last, which
+        computes the output and the loss, gets one last.
+        """
+        chunks = self.parallel.pipeline * self.num_chunks
+        least, more = divmod(num_layers, chunks)
+        order = [*range(1, chunks - 1), 0, chunks - 1]
+        return [least + (chunk in order[:more]) for chunk in range(chunks)]
 
     def check_world_size(self, world_size: int) -> None:
         """Refuse a number of processes that is not the layout's.
@@ -90,7 +109,7 @@ class Layout:
             )
 
 
-def _divides(name: str, degree: int, of: str, value: int) -> None:
+def _divides(name: str, degree: int, of: str, value: int, more: str = "") -> None:
     if value % degree:
         near = [d for d in range(1, value + 1) if value % d == 0]
         below = max((d for d in near if d < degree), default=1)
@@ -98,5 +117,5 @@ def _divides(name: str, degree: int, of: str, value: int) -> None:
         raise ConfigError(
             f"{name} is {degree}, which does not divide {of} {value}.",
             "Every rank must hold an equal part.",
-            f"Set {name} to {' or '.join(map(str, sorted({below, above})))}, or change {of}.",
+            f"Set {name} to {' or '.join(map(str, sorted({below, above})))}, or change {of}.{more}",
         )

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from megalign.config.sections import (
     CodeswitchConfig,
     EvaluateConfig,
+    GuardConfig,
     InjectConfig,
     ModelConfig,
+    NonNegative,
     ParallelConfig,
     PrecisionConfig,
     Section,
@@ -31,6 +33,15 @@ class SourceConfig(Section):
         return self.as_clone or self.language
 
 
+class DataStage(Section):
+    """Another mixture from some point of pretraining on, e.g. for a last phase of better text."""
+
+    after_tokens: Annotated[int, Field(ge=1)] = Field(
+        description="Pretraining tokens read before; every source goes on where it stood."
+    )
+    sources: Annotated[list[SourceConfig], Field(min_length=1)] = Field(description="The mixture from there on.")
+
+
 class RunDataConfig(Section):
     """The files a run reads."""
 
@@ -38,9 +49,25 @@ class RunDataConfig(Section):
     sources: Annotated[list[SourceConfig], Field(min_length=1)] = Field(
         description="What the training text is made of."
     )
+    stages: list[DataStage] = Field(
+        default_factory=list, description="Mixtures that follow, in order. May be added while the run is stopped."
+    )
+    skip_samples: list[Annotated[list[NonNegative], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list,
+        description="Ranges [first, last] of absolute sample numbers to leave out. May be added while the run is stopped.",
+    )
     table: str | None = Field(None, description="Alignment table (parquet); needed for injection and codeswitching.")
     facts: str | None = Field(None, description="Facts file (json) for cross-lingual knowledge application.")
     source_language: str = Field("en", description="Language the alignment table starts from.")
+
+    @property
+    def all_sources(self) -> list[SourceConfig]:
+        """The sources of all stages, each once, in the order in which they first appear."""
+        found = {source.read_as: source for source in self.sources}
+        for stage in self.stages:
+            for source in stage.sources:
+                found.setdefault(source.read_as, source)
+        return list(found.values())
 
 
 class RunConfig(Section):
@@ -60,6 +87,7 @@ class RunConfig(Section):
     )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
+    guards: GuardConfig = Field(default_factory=GuardConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @model_validator(mode="after")
@@ -71,11 +99,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _batch_over_replicas(self) -> RunConfig:
         per_step = self.train.micro_batch_size * self.parallel.data
-        if self.train.global_batch_size % per_step:
-            raise ValueError(
-                f"train.global_batch_size {self.train.global_batch_size} is not a multiple of train.micro_batch_size "
-                f"{self.train.micro_batch_size} x parallel.data {self.parallel.data}"
-            )
+        sizes: dict[str, BatchPhase | TrainConfig] = {f"train.batch_size_ramp.{n}.": phase for n, phase in enumerate(self.train.batch_size_ramp)}
+        sizes["train."] = self.train
+        for where, phase in sizes.items():
+            if phase.global_batch_size % per_step:
+                raise ValueError(
+                    f"{where}global_batch_size {phase.global_batch_size} is not a multiple of train.micro_batch_size "
+                    f"{self.train.micro_batch_size} x parallel.data {self.parallel.data}"
+                )
         if self.inject.steps and self.inject.lm_batch_size % self.parallel.data:
             raise ValueError(
                 f"inject.lm_batch_size {self.inject.lm_batch_size} is not a multiple of parallel.data "

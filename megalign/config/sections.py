@@ -64,6 +64,9 @@ class ParallelConfig(Section):
     tensor: Positive = Field(1, description="Tensor parallel degree: every matrix is cut in so many parts.")
     pipeline: Positive = Field(1, description="Pipeline parallel degree: the layers are cut in so many stages.")
     virtual_pipeline: Positive | None = Field(None, description="Model chunks a stage holds (interleaved schedule).")
+    uneven_stages: bool = Field(
+        False, description="Let stages differ by one layer where their number does not divide model.num_layers."
+    )
     data: Positive = Field(1, description="Data parallel degree: replicas of the model.")
     context: Positive = Field(1, description="Context parallel degree (needs TransformerEngine).")
     sequence_parallel: bool = Field(False, description="Cut activations along the sequence between tensor ranks.")
@@ -131,6 +134,34 @@ class CodeswitchConfig(Section):
     )
 
 
+class BatchPhase(Section):
+    """A smaller batch at the beginning of pretraining."""
+
+    until_tokens: Positive = Field(description="Pretraining tokens up to which this size holds.")
+    global_batch_size: Positive = Field(description="Windows in a step, all ranks together.")
+
+
+class GuardConfig(Section):
+    """What is watched while training, and what then happens."""
+
+    max_nonfinite_steps: NonNegative = Field(
+        0, description="Steps with a loss or gradient that is not finite to leave out before the run stops."
+    )
+    spike_deviations: float | None = Field(
+        6.0, gt=0, description="A loss so many deviations above the median of the last losses is a spike; unset: off."
+    )
+    spike_window_steps: Annotated[int, Field(ge=8)] = Field(64, description="Losses the median is taken over.")
+    spike_patience_steps: Positive | None = Field(
+        16, description="Spikes in a row after which the run stops as diverged; unset: only report them."
+    )
+    hang_seconds: float | None = Field(
+        900.0, gt=0, description="Seconds without progress after which all ranks dump their stacks and end; unset: off."
+    )
+    replica_check_interval: Positive | None = Field(
+        None, description="Steps between comparisons of the weights that ranks hold in common; unset: never."
+    )
+
+
 class TrainConfig(Section):
     """Pretraining: batch, length, bookkeeping."""
 
@@ -140,10 +171,35 @@ class TrainConfig(Section):
     )
     global_batch_size: Positive = Field(description="Windows in a step, all ranks together.")
     micro_batch_size: Positive = Field(description="Windows a rank computes at once.")
+    batch_size_ramp: list[BatchPhase] = Field(
+        default_factory=list,
+        description="Smaller batches first, e.g. [{until_tokens: 1000000, global_batch_size: 16}]. Learning rates go on "
+        "by steps.",
+    )
+    accept_changed_data: bool = Field(
+        False,
+        description="Continue a run although its data are not those it was started with: samples may be read twice or "
+        "never, and the run cannot be repeated.",
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer and schedule.")
     log_interval: Positive = Field(10, description="Steps between lines of metrics.")
     checkpoint_interval: Positive | None = Field(None, description="Steps between checkpoints; unset: at the end only.")
     keep_checkpoints: Positive = Field(2, description="Checkpoints kept; older ones go once a newer one is complete.")
+    keep_permanent_interval: Positive | None = Field(
+        None, description="Checkpoints of every so many steps are kept for ever; unset: none."
+    )
+    async_checkpoint: bool = Field(
+        False, description="Write checkpoints in the background, from a copy in host memory, while training goes on."
+    )
+    verify_checkpoints: bool = Field(
+        False, description="Read every checkpoint back from storage and compare checksums before it counts."
+    )
+    max_seconds: float | None = Field(
+        None, gt=0, description="Wall-clock limit: save and exit with code 75 before so many seconds; unset: none."
+    )
+    stop_margin_seconds: float = Field(
+        60.0, ge=0, description="Time left before max_seconds for the last step and the last checkpoint."
+    )
     evaluate_interval: Positive | None = Field(None, description="Steps between alignment measurements; unset: none.")
 
     @model_validator(mode="after")
@@ -153,6 +209,19 @@ class TrainConfig(Section):
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        if self.keep_permanent_interval and self.keep_permanent_interval % (self.checkpoint_interval or self.steps + 1):
+            raise ValueError(
+                f"keep_permanent_interval {self.keep_permanent_interval} is not a multiple of checkpoint_interval "
+                f"{self.checkpoint_interval}: no checkpoint would be kept for ever"
+            )
+        if self.max_seconds is not None and self.max_seconds <= self.stop_margin_seconds:
+            raise ValueError(
+                f"max_seconds {self.max_seconds:g} is not more than stop_margin_seconds {self.stop_margin_seconds:g}: "
+                "the run would stop before its first step"
+            )
+        tokens = [phase.until_tokens for phase in self.batch_size_ramp]
+        if tokens != sorted(set(tokens)):
+            raise ValueError(f"batch_size_ramp must have growing until_tokens, not {tokens}")
         return self
 
 

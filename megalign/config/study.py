@@ -11,6 +11,7 @@ from megalign.config.sections import (
     CodeswitchConfig,
     EvaluateConfig,
     Fraction,
+    GuardConfig,
     InjectConfig,
     ModelConfig,
     NonNegative,
@@ -134,6 +135,7 @@ class StudyConfig(Section):
     codeswitch: CodeswitchConfig = Field(default_factory=CodeswitchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
+    guards: GuardConfig = Field(default_factory=GuardConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
 

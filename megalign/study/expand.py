@@ -99,6 +99,7 @@ def run_config(study: StudyConfig, folder: StudyFolder, method: MethodConfig, se
         codeswitch=study.codeswitch,
         parallel=study.parallel,
         precision=study.precision,
+        guards=study.guards,
         evaluate=study.evaluate,
     )
     run = apply_method(method.method, base)

@@ -8,16 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megalign.config import InjectConfig
-from megalign.engine import checkpoint
-from megalign.engine.engine import Engine, LanguageBatch, StepResult
+from megalign.engine import checkpoint, groups
+from megalign.engine.engine import Engine, LanguageBatch, NonFiniteStep, StepResult
+from megalign.engine.replicas import check_replicas
 from megalign.errors import DataError, StoppedOnRequest
 from megalign.prealign.words import WordBatch
+from megalign.training.guards import Guards
 from megalign.training.metrics import MetricsLog
 from megalign.training.stop import StopRequest
+from megalign.training.watchdog import Watchdog
 
 Batch = LanguageBatch | WordBatch
-Probe = Callable[[Engine, int], None]
+# Measures, and returns what writes the results down, on the rank that does.
+Probe = Callable[[Engine, int], Callable[[], None] | None]
 
 
 @dataclass
@@ -28,20 +34,30 @@ class Stage:
         name: "inject" or "pretrain".
         num_steps: length.
         batches: step (from 1) -> this rank's micro-batches.
-        samples_per_step: training windows of a step, all ranks together.
-        tokens_per_step: tokens of a step, all ranks together, for the speed.
-        state: values a checkpoint must agree with when the stage resumes (fingerprints).
+        samples_after: steps taken -> training windows read, all ranks together.
+        sequence_length: tokens of a window.
+        samples_of: step -> numbers of the samples of its global batch.
+        state: samples read -> values a checkpoint must agree with when the stage resumes (fingerprints).
+        guards: what is watched.
+        watchdog: told where this rank is.
         extra: values added to every line of metrics.
         inject: settings of the contrastive loss; None without words.
         probe: called with the engine and the step where `probe_interval` says, and before the first step.
+        mixture: step -> number of its mixture of sources; losses of one are not compared with those of another.
+        accept_changed_data: resume although the checkpoint's data are others.
+        keep_permanent_interval, async_checkpoint, verify_checkpoints: see checkpoint.Saver.
+        fence: raises where this process may not publish any more; called before checkpoints, metrics and scores.
     """
 
     name: str
     num_steps: int
     batches: Callable[[int], Sequence[Batch]]
-    samples_per_step: int
-    tokens_per_step: int
-    state: dict[str, Any]
+    samples_after: Callable[[int], int]
+    sequence_length: int
+    samples_of: Callable[[int], Sequence[int]]
+    state: Callable[[int], dict[str, Any]]
+    guards: Guards
+    watchdog: Watchdog
     log_interval: int
     checkpoint_interval: int | None
     keep_checkpoints: int
@@ -49,29 +65,46 @@ class Stage:
     inject: InjectConfig | None = None
     probe: Probe | None = None
     probe_interval: int | None = None
+    replica_check_interval: int | None = None
+    mixture: Callable[[int], int] = field(default=lambda step: 0)
+    accept_changed_data: bool = False
+    keep_permanent_interval: int | None = None
+    async_checkpoint: bool = False
+    verify_checkpoints: bool = False
+    fence: Callable[[], None] = field(default=lambda: None)
     checkpoint_extra: Callable[[], dict[str, Any]] = dict
     restore_extra: Callable[[dict[str, Any]], None] = field(default=lambda state: None)
 
 
-def resume(stage: Stage, engine: Engine, folder: Path) -> int:
-    """Load the stage's newest checkpoint, if there is one. Returns the steps taken.
+def resume(stage: Stage, engine: Engine, folder: Path) -> tuple[int, bool]:
+    """Load the stage's newest checkpoint, if there is one; its files were checked before (`checkpoint.settle`).
+
+    Returns:
+        the steps taken, and whether the measurement after the last of them was broken off.
 
     Raises:
         DataError: the checkpoint belongs to other data or settings.
     """
     path = checkpoint.latest(folder)
     if path is None:
-        return 0
-    state = checkpoint.load(engine, path)
-    for name, value in stage.state.items():
-        if state.get(name) != value:
+        return 0, False
+    state = checkpoint.load(engine, path, checked=True)
+    for name, value in stage.state(int(state["samples"])).items():
+        if state.get(name) == value:
+            continue
+        told = f"The checkpoint {path} was written with {name} {state.get(name)!r}, this run has {value!r}."
+        if not stage.accept_changed_data:
             raise DataError(
-                f"The checkpoint {path} was written with {name} {state.get(name)!r}, this run has {value!r}.",
+                told,
                 "Its samples would not be continued but others read.",
-                f"Restore the data and settings it was started with, or remove {folder} to start over.",
+                "Restore the data and settings it was started with, or remove "
+                f"{folder} to start over. train.accept_changed_data=true continues all the same: samples may then be read "
+                "twice or never, and the run cannot be repeated.",
             )
+        stage.guards.record("changed_data", int(state["step"]), told)
+    stage.guards.restore(state)
     stage.restore_extra(state)
-    return int(state["step"])
+    return int(state["step"]), bool(state.get("unmeasured"))
 
 
 def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, stop: StopRequest) -> float:
@@ -82,51 +115,104 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, s
         engine: the model, its weights and optimizer fresh or about to be resumed.
         folder: the stage's checkpoints.
         metrics_path: where this rank writes metrics; None: it does not.
-        stop: asked before every step, the first included.
+        stop: asked before every step, the first included, and while measuring.
 
     Raises:
-        StoppedOnRequest: a signal came; the state is saved.
-        MegalignError: the loss is not finite.
+        StoppedOnRequest: a signal, a file or the clock said so; the state is saved.
+        SupersededError: another process took the run over.
+        TrainingProblem: the loss is not finite, the run diverges, or ranks' weights differ.
     """
-    step = resume(stage, engine, folder)
+    step, unmeasured = resume(stage, engine, folder)
+
+    def interrupt() -> None:
+        stage.watchdog.at(stage.name, step, "measure")  # a long measurement gets on with every batch
+        stop.interrupt()
+
+    engine.interrupt = interrupt
+    saver = checkpoint.Saver(
+        folder,
+        keep=stage.keep_checkpoints,
+        permanent_interval=stage.keep_permanent_interval,
+        background=stage.async_checkpoint,
+        verify=stage.verify_checkpoints,
+        fence=stage.fence,
+    )
     log = None
     if metrics_path is not None:
         log = MetricsLog(
-            metrics_path, stage.name, step=step, total_steps=stage.num_steps, tokens_per_step=stage.tokens_per_step
+            metrics_path,
+            stage.name,
+            step=step,
+            total_steps=stage.num_steps,
+            tokens=stage.samples_after(step) * stage.sequence_length,
         )
     saved = step
-    if step == 0:
-        _probe(stage, engine, 0, log)
+    if step == 0 or unmeasured:
+        unmeasured = _probe(stage, engine, step, log)
     while step < stage.num_steps:
-        if stop.agreed():
-            if step > saved:
-                _save(stage, engine, folder, step, log)
+        decision = stop.decide(busy=saver.busy)
+        if (decision.stop or decision.save) and step > saved:
+            _save(stage, engine, saver, step, unmeasured, log)
+            saved = step
+        if saver.pending and (decision.stop or not (decision.busy or decision.save)):
+            saver.finish()
+        if decision.stop:
             raise StoppedOnRequest(
                 f"Asked to stop: {stage.name} is saved at step {step} of {stage.num_steps}.",
-                fix="Run the same command again to continue.",
+                decision.stop,
+                "Run the same command again to continue.",
             )
-        started = time.monotonic()
-        batches = stage.batches(step + 1)
-        if log:
-            log.waited_for_data(time.monotonic() - started)
-        lm_weight = stage.inject.lm_weight if stage.inject else 1.0
-        result = engine.step(batches, step + 1, lm_weight=lm_weight, inject=stage.inject)
+        result = _step(stage, engine, step + 1, log)
         step += 1
-        if log and (step % stage.log_interval == 0 or step in (1, stage.num_steps)):
-            log.write(step, _values(stage, step, result))
-        _probe(stage, engine, step, log)
+        if result and (step % stage.log_interval == 0 or step in (1, stage.num_steps)):
+            values = {**_values(stage, step, result), **_stragglers(engine)}
+            if log:
+                stage.fence()
+                log.write(step, values)
+        if stage.replica_check_interval and step % stage.replica_check_interval == 0:
+            check_replicas(engine.chunks, step)
+        stage.watchdog.at(stage.name, step, "measure")
+        unmeasured = _probe(stage, engine, step, log)
         if step == stage.num_steps or (stage.checkpoint_interval and step % stage.checkpoint_interval == 0):
-            _save(stage, engine, folder, step, log)
+            _save(stage, engine, saver, step, unmeasured, log)
             saved = step
+    saver.finish()
     if log:
         log.close()
     return log.compute_seconds if log else 0.0
 
 
+def _step(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> StepResult | None:
+    """Take a step; None where it was left out because something was not finite."""
+    stage.watchdog.at(stage.name, step, "data")
+    started = time.monotonic()
+    batches = stage.batches(step)
+    if log:
+        log.waited_for_data(time.monotonic() - started)
+    stage.watchdog.at(stage.name, step, "compute")
+    lm_weight = stage.inject.lm_weight if stage.inject else 1.0
+    try:
+        result = engine.step(batches, step, lm_weight=lm_weight, inject=stage.inject)
+    except NonFiniteStep as error:
+        stage.guards.not_finite(error, engine, batches, stage.samples_of(step))
+        return None
+    if step > 1 and stage.mixture(step) != stage.mixture(step - 1):
+        stage.guards.spikes.reset()
+    stage.guards.loss(step, result.loss, stage.samples_of(step))
+    return result
+
+
+def _stragglers(engine: Engine) -> dict[str, Any]:
+    """How much longer the slowest rank computes than the median one, and which it is. A collective."""
+    seconds = groups.gather_from_all([engine.timer.take_seconds()])[:, 0]
+    ratio = float(seconds.max() / max(float(np.median(seconds)), 1e-9))
+    return {"slowest_over_median": round(ratio, 4), "slowest_rank": int(seconds.argmax())}
+
+
 def _values(stage: Stage, step: int, result: StepResult) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "samples": step * stage.samples_per_step,
-        "tokens": step * stage.tokens_per_step,
+        "samples": stage.samples_after(step),
+        "tokens": stage.samples_after(step) * stage.sequence_length,
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "lr": result.lr,
@@ -137,18 +223,37 @@ def _values(stage: Stage, step: int, result: StepResult) -> dict[str, Any]:
     return {**values, **stage.extra()}
 
 
-def _probe(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> None:
+def _probe(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> bool:
+    """Measure where it is due. Says whether a request to stop broke it off, so that it is due again."""
     if stage.probe is None or stage.probe_interval is None or step % stage.probe_interval or step == stage.num_steps:
-        return
+        return False
     started = time.monotonic()
-    stage.probe(engine, step)
+    try:
+        publish = stage.probe(engine, step)
+    except StoppedOnRequest:
+        return True
+    if publish:
+        stage.fence()
+        publish()
     if log:
         log.pause(time.monotonic() - started)
+    return False
 
 
-def _save(stage: Stage, engine: Engine, folder: Path, step: int, log: MetricsLog | None) -> None:
+def _save(
+    stage: Stage, engine: Engine, saver: checkpoint.Saver, step: int, unmeasured: bool, log: MetricsLog | None
+) -> None:
     started = time.monotonic()
-    state = {"stage": stage.name, "samples": step * stage.samples_per_step, **stage.state, **stage.checkpoint_extra()}
-    checkpoint.save(engine, folder, step, state, keep=stage.keep_checkpoints)
+    stage.watchdog.at(stage.name, step, "save")
+    samples = stage.samples_after(step)
+    state = {
+        "stage": stage.name,
+        "samples": samples,
+        "unmeasured": unmeasured,
+        **stage.state(samples),
+        **stage.guards.state(),
+        **stage.checkpoint_extra(),
+    }
+    saver.save(engine, step, state)
     if log:
         log.pause(time.monotonic() - started)

@@ -10,6 +10,9 @@ from typing import Any
 
 from megalign.files import write_text
 
+# Ranks that compute so much longer than the median one are named on the console.
+_STRAGGLER_RATIO = 1.3
+
 
 class MetricsLog:
     """Appends to `metrics.jsonl`. Only the rank that writes has one.
@@ -19,15 +22,14 @@ class MetricsLog:
         stage: "inject" or "pretrain".
         step: steps taken before.
         total_steps: length of the stage, for the ETA.
-        tokens_per_step: tokens of a step, all ranks together.
+        tokens: tokens read before, all ranks together.
     """
 
-    def __init__(self, path: Path, stage: str, *, step: int, total_steps: int, tokens_per_step: int) -> None:
+    def __init__(self, path: Path, stage: str, *, step: int, total_steps: int, tokens: int) -> None:
         self.path, self.stage, self.total_steps = path, stage, total_steps
-        self.tokens_per_step = tokens_per_step
         drop_lines(path, lambda line: line.get("stage") == stage and int(line.get("step", 0)) > step)
         self._stream = path.open("a", encoding="utf-8")
-        self._step, self._time = step, time.monotonic()
+        self._step, self._tokens, self._time = step, tokens, time.monotonic()
         self._waited = 0.0
         self.compute_seconds = 0.0
 
@@ -40,11 +42,11 @@ class MetricsLog:
         self._time += seconds
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Write the metrics of `step` and show the main ones."""
+        """Write the metrics of `step`, `tokens` (read so far) among them, and show the main ones."""
         now = time.monotonic()
         seconds = max(now - self._time, 1e-9)
         steps = max(step - self._step, 1)
-        speed = steps * self.tokens_per_step / seconds
+        speed = (values["tokens"] - self._tokens) / seconds
         line = {
             "stage": self.stage,
             "step": step,
@@ -60,12 +62,15 @@ class MetricsLog:
         shown = "  ".join(
             f"{name} {values[name]:.4g}" for name in ("loss", "contrastive", "grad_norm", "lr") if name in values
         )
+        straggler = ""
+        if values.get("slowest_over_median", 1.0) > _STRAGGLER_RATIO:
+            straggler = f"  rank {values['slowest_rank']} takes {values['slowest_over_median']:.2g}x the median"
         print(
-            f"{self.stage} {step}/{self.total_steps}  {shown}  {speed:,.0f} tok/s  ETA {format_seconds(eta)}",
+            f"{self.stage} {step}/{self.total_steps}  {shown}  {speed:,.0f} tok/s  ETA {format_seconds(eta)}{straggler}",
             flush=True,
         )
         self.compute_seconds += seconds
-        self._step, self._time, self._waited = step, now, 0.0
+        self._step, self._tokens, self._time, self._waited = step, values["tokens"], now, 0.0
 
     def close(self) -> None:
         """Close the file."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from megalign.cluster.ownership import Ownership
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.compare import differences
@@ -25,8 +26,11 @@ from megalign.prealign.encoded import EncodedTable
 from megalign.prealign.table import AlignmentTable
 from megalign.prealign.words import WordBatches
 from megalign.training import loop
+from megalign.training.batch_schedule import BatchSchedule
+from megalign.training.guards import EventLog, Guards
 from megalign.training.samples import Samples, build_switcher, check_hit_rate
 from megalign.training.stop import StopRequest
+from megalign.training.watchdog import Watchdog
 
 
 class RunFolder:
@@ -36,12 +40,29 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.hang = path / "hang"
         self.scores = path / "scores.jsonl"
         self.summary = path / "run.json"
+        self._ownership: Ownership | None = None
 
     def checkpoints(self, stage: str) -> Path:
         """The checkpoints of a stage."""
         return self.path / "checkpoints" / stage
+
+    def claim(self, work: str) -> None:
+        """Take the folder over for this process ("train", "eval"); see Ownership."""
+        self._ownership = Ownership.claim(self.path, work)
+
+    def fence(self) -> None:
+        """Right before publishing: raises SupersededError where this process claimed the folder and another has it."""
+        if self._ownership:
+            self._ownership.check()
+
+    def release(self) -> None:
+        """This process has ended by itself."""
+        if self._ownership:
+            self._ownership.release()
 
     def begin(self, config: RunConfig) -> None:
         """Write the resolved configuration, or see that the folder was begun with the same one.
@@ -52,10 +73,11 @@ class RunFolder:
         content = config.model_dump(mode="json")
         if self.config.exists():
             before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            accepted = config.train.accept_changed_data
             changed = [
                 f"{key} was {old!r}, is {new!r}"
                 for key, old, new in differences(before, content)
-                if not _may_change(key)
+                if not (_may_change(key) or (accepted and key.startswith("data.")))
             ]
             if changed:
                 raise ConfigError(
@@ -67,12 +89,23 @@ class RunFolder:
 
 
 def _may_change(key: str) -> bool:
-    """Settings that do not change results: where and how the run is computed."""
-    return key.split(".")[0] in {"parallel", "folder", "name", "evaluate"} or key in {
+    """Settings that do not change what was computed: where and how the run is computed, and the data that lie ahead.
+
+    Stages and skipped samples behind the checkpoint's position are refused by its fingerprint of the data order.
+    """
+    if key.startswith(("data.stages", "data.skip_samples")):
+        return True
+    return key.split(".")[0] in {"parallel", "folder", "name", "evaluate", "guards"} or key in {
+        "train.accept_changed_data",
         "train.micro_batch_size",
         "train.log_interval",
         "train.checkpoint_interval",
         "train.keep_checkpoints",
+        "train.keep_permanent_interval",
+        "train.async_checkpoint",
+        "train.verify_checkpoints",
+        "train.max_seconds",
+        "train.stop_margin_seconds",
         "data.store",
         "data.table",
         "data.facts",
@@ -114,7 +147,12 @@ class RunInputs:
         """The training text."""
         config = self.config
         switcher = build_switcher(config, self.encoded) if config.codeswitch.ratio else None
-        return Samples(self.store, config.data.sources, config.model.sequence_length, config.seed, switcher=switcher)
+        return Samples(self.store, config.data, config.model.sequence_length, config.seed, switcher=switcher)
+
+    @cached_property
+    def batch_schedule(self) -> BatchSchedule:
+        """Samples of every pretraining step."""
+        return BatchSchedule.of(self.config.train, self.config.model.sequence_length)
 
     @property
     def num_steps(self) -> int:
@@ -122,15 +160,16 @@ class RunInputs:
         train = self.config.train
         if train.max_epochs is None:
             return train.steps
-        samples = self.samples.order.samples_in_epochs(train.max_epochs)
-        if samples < train.global_batch_size:
+        samples = self.samples.order.positions_in_epochs(train.max_epochs)
+        steps = self.batch_schedule.steps_within(samples)
+        if steps < 1:
             raise DataError(
                 f"{train.max_epochs:g} epochs are {samples} windows, fewer than train.global_batch_size "
-                f"{train.global_batch_size}.",
+                f"{self.batch_schedule.size(1)}.",
                 "There is not a single step to take.",
                 "Raise train.max_epochs, or give the source more text.",
             )
-        return min(train.steps, samples // train.global_batch_size)
+        return min(train.steps, steps)
 
     def engine(self, layout: Layout, stage: str | None) -> Engine:
         """A fresh engine for a stage ("inject", "pretrain"), or one that only reads (None)."""
@@ -170,21 +209,30 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
     writes = rank.rank == 0
     if writes:
         folder.begin(config)
+        folder.claim("train")
     started = time.monotonic()
     seconds = 0.0
-    with StopRequest() as stop:
-        if config.inject.steps:
-            seconds += _inject(inputs, folder, layout, writes, stop)
-        seconds += _pretrain(inputs, folder, layout, writes, probe, stop)
-    if writes and (seconds or not folder.summary.exists()):
-        _summarise(inputs, folder, layout, time.monotonic() - started, seconds)
+    limit, margin = config.train.max_seconds, config.train.stop_margin_seconds
+    watchdog = Watchdog(folder.hang, rank.rank, rank.world_size, config.guards.hang_seconds)
+    try:
+        with StopRequest(folder.path, max_seconds=limit, margin_seconds=margin) as stop, watchdog:
+            if config.inject.steps:
+                seconds += _inject(inputs, folder, layout, writes, stop, watchdog)
+            seconds += _pretrain(inputs, folder, layout, writes, probe, stop, watchdog)
+        if writes and (seconds or not folder.summary.exists()):
+            _summarise(inputs, folder, layout, time.monotonic() - started, seconds)
+    finally:
+        folder.release()
 
 
-def _inject(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, stop: StopRequest) -> float:
+def _inject(
+    inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, stop: StopRequest, watchdog: Watchdog
+) -> float:
     config, inject = inputs.config, inputs.config.inject
     where = folder.checkpoints("inject")
     if _finished(where, inject.steps):
         return 0.0
+    checkpoint.settle(where)
     place = layout.coordinates(groups.rank())
     world = layout.parallel.data
     words = WordBatches(
@@ -193,7 +241,7 @@ def _inject(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, 
         seed=config.seed,
         row_width_tokens=inject.row_width_tokens,
     )
-    text = Samples(inputs.store, config.data.sources, config.model.sequence_length, config.seed, name="inject")
+    text = Samples(inputs.store, config.data, config.model.sequence_length, config.seed, name="inject")
 
     def batches(step: int) -> list[loop.Batch]:
         first = (step - 1) * inject.lm_batch_size
@@ -201,35 +249,46 @@ def _inject(inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, 
         windows = text.micro_batches(first, inject.lm_batch_size, rank=place.data, world=world, size=size)
         return [words.batch(step - 1, rank=place.data, world=world), *windows]
 
-    tokens = inject.lm_batch_size * config.model.sequence_length
+    def samples_after(steps: int) -> int:
+        return steps * inject.lm_batch_size
+
     stage = loop.Stage(
         name="inject",
         num_steps=inject.steps,
         batches=batches,
-        samples_per_step=inject.lm_batch_size,
-        tokens_per_step=tokens,
-        state={
-            "order": text.order.fingerprint,
+        samples_after=samples_after,
+        sequence_length=config.model.sequence_length,
+        samples_of=lambda step: range(samples_after(step - 1), samples_after(step)),
+        state=lambda samples: {
+            "order": text.order.fingerprint(),
             "store": inputs.store.fingerprint,
             "table": inputs.table_fingerprint,
         },
+        guards=_guards(inputs, folder, "inject", writes),
+        watchdog=watchdog,
         log_interval=config.train.log_interval,
-        checkpoint_interval=config.train.checkpoint_interval,
-        keep_checkpoints=config.train.keep_checkpoints,
+        **_saving(config, folder),
         inject=inject,
     )
     return loop.run(stage, inputs.engine(layout, "inject"), where, folder.metrics if writes else None, stop)
 
 
 def _pretrain(
-    inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, probe: loop.Probe | None, stop: StopRequest
+    inputs: RunInputs,
+    folder: RunFolder,
+    layout: Layout,
+    writes: bool,
+    probe: loop.Probe | None,
+    stop: StopRequest,
+    watchdog: Watchdog,
 ) -> float:
     config, train_config = inputs.config, inputs.config.train
     where = folder.checkpoints("pretrain")
     if _finished(where, inputs.num_steps):
         return 0.0
+    checkpoint.settle(where)
     place = layout.coordinates(groups.rank())
-    samples = inputs.samples
+    samples, schedule = inputs.samples, inputs.batch_schedule
     check_hit_rate(samples, config)
     engine = inputs.engine(layout, "pretrain")
     if config.inject.steps and checkpoint.latest(where) is None:
@@ -244,11 +303,10 @@ def _pretrain(
             )
 
     def batches(step: int) -> list[loop.Batch]:
-        size = train_config.global_batch_size
         return list(
             samples.micro_batches(
-                (step - 1) * size,
-                size,
+                schedule.first(step),
+                schedule.size(step),
                 rank=place.data,
                 world=layout.parallel.data,
                 size=train_config.micro_batch_size,
@@ -260,16 +318,23 @@ def _pretrain(
         name="pretrain",
         num_steps=inputs.num_steps,
         batches=batches,
-        samples_per_step=train_config.global_batch_size,
-        tokens_per_step=train_config.global_batch_size * config.model.sequence_length,
-        state={
-            "order": samples.order.fingerprint,
+        samples_after=schedule.taken,
+        sequence_length=config.model.sequence_length,
+        samples_of=lambda step: [
+            samples.order.sample_at(p) for p in range(schedule.first(step), schedule.first(step + 1))
+        ],
+        mixture=lambda step: samples.order.mixture(samples.order.sample_at(schedule.first(step))),
+        accept_changed_data=train_config.accept_changed_data,
+        guards=_guards(inputs, folder, "pretrain", writes),
+        watchdog=watchdog,
+        replica_check_interval=config.guards.replica_check_interval,
+        state=lambda position: {
+            "order": samples.order.fingerprint(position),
             "store": inputs.store.fingerprint,
             "table": inputs.table_fingerprint if samples.switcher else None,
         },
         log_interval=train_config.log_interval,
-        checkpoint_interval=train_config.checkpoint_interval,
-        keep_checkpoints=train_config.keep_checkpoints,
+        **_saving(config, folder),
         extra=counts.metrics,
         probe=probe,
         probe_interval=train_config.evaluate_interval,
@@ -277,6 +342,14 @@ def _pretrain(
         restore_extra=counts.restore,
     )
     return loop.run(stage, engine, where, folder.metrics if writes else None, stop)
+
+
+def _guards(inputs: RunInputs, folder: RunFolder, stage: str, writes: bool) -> Guards:
+    """The guards of a stage; events of steps that will be taken again are dropped."""
+    path = checkpoint.latest(folder.checkpoints(stage))
+    step = int(read_json(path / checkpoint.MARKER)["step"]) if path else 0
+    events = EventLog(folder.events, stage, step) if writes else None
+    return Guards(inputs.config.guards, stage, folder.path, groups.rank(), events)
 
 
 class _SwitchTotals:
@@ -301,9 +374,19 @@ class _SwitchTotals:
         self.before = list(state.get("words_seen_covered_switched", self.before))
 
 
+def _saving(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
+    """How a stage saves."""
+    names = (
+        *("checkpoint_interval", "keep_checkpoints", "keep_permanent_interval"),
+        *("async_checkpoint", "verify_checkpoints"),
+    )
+    return {"fence": folder.fence, **{name: getattr(config.train, name) for name in names}}
+
+
 def _finished(folder: Path, num_steps: int) -> bool:
-    path = checkpoint.latest(folder)
-    return path is not None and path == checkpoint.path_of(folder, num_steps)
+    """Whether the pointer names the last step's checkpoint."""
+    path = checkpoint.path_of(folder, num_steps)
+    return checkpoint.pointed_name(folder) == path.name and (path / checkpoint.MARKER).exists()
 
 
 def _summarise(inputs: RunInputs, folder: RunFolder, layout: Layout, wall_seconds: float, seconds: float) -> None:

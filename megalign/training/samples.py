@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from megalign.config import RunConfig, SourceConfig
+from megalign.config.run import RunDataConfig
 from megalign.corpus.store import TokenStore
 from megalign.engine.engine import LanguageBatch
 from megalign.errors import ConfigError, DataError
@@ -37,10 +37,10 @@ class Samples:
 
     Args:
         store: the token store.
-        sources: what is mixed.
+        data: what is mixed, in which stages, and what is left out.
         sequence_length: tokens of a window.
         seed: the run's seed.
-        name: name of the order, see DataOrder.
+        name: name of the order, see order_over.
         switcher: codeswitching; None leaves the text as it is.
 
     Raises:
@@ -50,16 +50,17 @@ class Samples:
     def __init__(
         self,
         store: TokenStore,
-        sources: Sequence[SourceConfig],
+        data: RunDataConfig,
         sequence_length: int,
         seed: int,
         *,
         name: str = "pretrain",
         switcher: Codeswitcher | None = None,
     ) -> None:
-        self.store, self.sources, self.length, self.switcher = store, list(sources), sequence_length, switcher
-        self.order = order_over(store, sources, sequence_length, seed, name)
-        self._totals = [store.num_tokens(source.language) for source in sources]
+        self.store, self.length, self.switcher = store, sequence_length, switcher
+        self.order = order_over(store, data, sequence_length, seed, name)
+        self.sources = data.all_sources[: len(self.order.sources)]
+        self._totals = [store.num_tokens(source.language) for source in self.sources]
         # A replacement may be shorter than its word: what follows the window fills it up again.
         self._slack = sequence_length // 4 if switcher else 0
         self.counts = SwitchCounts()
@@ -87,13 +88,13 @@ class Samples:
         return ids.astype(np.int64)
 
     def micro_batches(self, first: int, count: int, *, rank: int, world: int, size: int) -> list[LanguageBatch]:
-        """The micro-batches of one data-parallel rank in the global batch of samples first .. first + count - 1.
+        """The micro-batches of one data-parallel rank in the global batch at positions first .. first + count - 1.
 
         Ranks take contiguous shares, so that all ranks together read the same samples whatever their number is.
         """
         share = count // world
-        numbers = range(first + rank * share, first + (rank + 1) * share)
-        rows = [self.sample(number) for number in numbers]
+        positions = range(first + rank * share, first + (rank + 1) * share)
+        rows = [self.sample(self.order.sample_at(position)) for position in positions]
         return [
             LanguageBatch(*(np.stack(column) for column in zip(*rows[start : start + size], strict=True)))
             for start in range(0, share, size)
@@ -103,7 +104,7 @@ class Samples:
 def build_switcher(config: RunConfig, encoded: EncodedTable) -> Codeswitcher:
     """The run's codeswitching: from the source language into all table languages that are sources, and back."""
     origin = config.data.source_language
-    read = [source.read_as for source in config.data.sources]
+    read = [source.read_as for source in config.data.all_sources]
     others = [language for language in encoded.languages if language != origin and language in read]
     if not others or origin not in read:
         raise ConfigError(

@@ -22,6 +22,17 @@ COMMANDS = [
     ("eval",),
     ("store",),
     ("store", "check"),
+    ("clika",),
+    ("clika", "answer"),
+    ("clika", "check"),
+    ("clika", "conductivity"),
+    ("crossin",),
+    ("crossin", "tune"),
+    ("crossin", "eval"),
+    ("checkpoint",),
+    ("checkpoint", "inspect"),
+    ("checkpoint", "verify"),
+    ("checkpoint", "reshard"),
     ("doctor",),
 ]
 
@@ -146,3 +157,15 @@ def test_eval_measures_a_finished_run_again(finished_study: StudyFolder, tmp_pat
         if line["metric"] == "perplexity" and line["step"] == 12
     }
     assert text == {"en": 5 * 64, "en-clone": 5 * 64}
+
+
+def test_a_checkpoint_is_written_again_and_its_damage_found(finished_study: StudyFolder, tmp_path: Path) -> None:
+    run = finished_study.run("prealign", SEED)
+    done = megalign("checkpoint", "reshard", run, tmp_path / "copy", "parallel.tensor=2", "--without-optimizer")
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "copy" / "step_00000012"
+    assert done.stdout.endswith(f"{run / 'checkpoints' / 'pretrain' / 'step_00000012'} was written to {copy}\n")
+    (copy / "shards" / "__1_0.distcp").unlink()
+    done = megalign("checkpoint", "verify", copy)
+    assert (done.returncode, done.stdout) == (3, "shards/__1_0.distcp is missing\n")
+    assert f"error: {copy} has 1 problem." in done.stderr

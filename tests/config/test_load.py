@@ -56,7 +56,7 @@ def study_with(*overrides: str) -> StudyConfig:
         (
             "zzz.a=1",
             "r.yaml: unknown key zzz: known keys: name, folder, method, seed, model, data, train, inject, "
-            "codeswitch, golden_embeddings, parallel, precision, evaluate.",
+            "codeswitch, golden_embeddings, parallel, precision, guards, evaluate.",
         ),
     ],
 )

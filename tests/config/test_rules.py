@@ -20,7 +20,15 @@ from megalign.config import (
 from megalign.config.layout import Coordinates, Layout
 from megalign.config.load import _section_of
 from megalign.config.sections import describe
-from megalign.errors import ConfigError, DataError, EnvironmentProblem, MegalignError, StoppedOnRequest
+from megalign.errors import (
+    ConfigError,
+    DataError,
+    EnvironmentProblem,
+    MegalignError,
+    StoppedOnRequest,
+    SupersededError,
+    TrainingProblem,
+)
 
 
 def refused(kind: Any, content: dict[str, Any], changes: dict[str, Any]) -> str:
@@ -147,7 +155,14 @@ def test_labels_and_languages_of_a_study() -> None:
 
 def test_exit_codes_mean_something_to_a_launcher() -> None:
     codes = {kind: kind("x").exit_code for kind in MegalignError.__subclasses__()}
-    assert codes == {ConfigError: 2, DataError: 3, EnvironmentProblem: 4, StoppedOnRequest: 75}
+    assert codes == {
+        ConfigError: 2,
+        DataError: 3,
+        EnvironmentProblem: 4,
+        TrainingProblem: 5,
+        SupersededError: 6,
+        StoppedOnRequest: 75,
+    }
     assert MegalignError("x").exit_code == 1
     error = DataError("What.", "Why.", "Fix.")
     assert (error.what, error.why, error.fix, str(error)) == ("What.", "Why.", "Fix.", "What. Why. Fix.")
@@ -161,7 +176,7 @@ def sections_of(kind: Any) -> set[Any]:
 
 def test_every_field_has_a_sentence() -> None:
     sections = sections_of(StudyConfig) | sections_of(RunConfig)
-    assert len(sections) == 17
+    assert len(sections) == 20
     for section in sections:
         for name, text in describe(section).items():
             if _section_of(section.model_fields[name].annotation) is None:
@@ -197,7 +212,20 @@ TINY = ModelConfig.model_validate({**model_preset("tiny"), "num_layers": 4})
             {"vocab_size_multiple": 6},
             "parallel.tensor is 4, which does not divide model.vocab_size_multiple 6.",
         ),
-        ({"pipeline": 3}, {}, "parallel.pipeline is 3, which does not divide model.num_layers 4."),
+        (
+            {"pipeline": 3},
+            {},
+            "parallel.pipeline is 3, which does not divide model.num_layers 4. Every rank must hold an equal part. Set "
+            "parallel.pipeline to 2 or 4, or change model.num_layers. parallel.uneven_stages=true lets stages differ by "
+            "one layer.",
+        ),
+        ({"pipeline": 8}, {}, "Set parallel.pipeline to 4, or change model.num_layers."),
+        (
+            {"pipeline": 5, "uneven_stages": True},
+            {},
+            "parallel.pipeline is 5, with model.num_layers 4. Every stage must hold a layer. Set parallel.pipeline to at "
+            "most 4.",
+        ),
         (
             {"pipeline": 2, "virtual_pipeline": 3},
             {},
@@ -242,11 +270,30 @@ def test_layouts_that_do_not_divide_the_model_are_refused(
         {"tensor": 4},
         {"pipeline": 4},
         {"pipeline": 2, "virtual_pipeline": 2},
+        {"pipeline": 3, "uneven_stages": True},
         {"tensor": 2, "sequence_parallel": True, "context": 2, "data": 3, "pipeline": 2},
     ],
 )
 def test_layouts_that_divide_the_model_are_taken(parallel: dict[str, Any]) -> None:
     Layout(ParallelConfig(**parallel)).check(TINY)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "num_layers", "expected"),
+    [
+        ({}, 3, [3]),
+        ({"pipeline": 2}, 3, [2, 1]),
+        ({"pipeline": 3}, 4, [1, 2, 1]),
+        ({"pipeline": 4}, 31, [8, 8, 8, 7]),
+        ({"pipeline": 4}, 30, [7, 8, 8, 7]),
+        ({"pipeline": 2, "virtual_pipeline": 2}, 5, [1, 2, 1, 1]),
+        ({"pipeline": 2, "virtual_pipeline": 2}, 8, [2, 2, 2, 2]),
+    ],
+)
+def test_the_last_stage_is_the_last_to_get_another_layer(
+    parallel: dict[str, Any], num_layers: int, expected: list[int]
+) -> None:
+    assert Layout(ParallelConfig(**parallel)).layers_of_chunks(num_layers) == expected
 
 
 def test_coordinates_count_tensor_fastest_and_pipeline_slowest() -> None:

@@ -37,7 +37,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def log(path: Path, stage: str = "pretrain", step: int = 0) -> MetricsLog:
-    return MetricsLog(path, stage, step=step, total_steps=100, tokens_per_step=50)
+    return MetricsLog(path, stage, step=step, total_steps=100, tokens=50 * step)
 
 
 def test_a_line_has_the_values_and_the_speed(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,15 +47,16 @@ def test_a_line_has_the_values_and_the_speed(tmp_path: Path, clock: Clock, capsy
     writer.waited_for_data(0.25)
     clock.now += 3.0
     writer.pause(2.0)
-    writer.write(4, {"loss": 2.5, "lr": 1e-3, "note": [1]})
+    writer.write(4, {"tokens": 200, "loss": 2.5, "lr": 1e-3, "note": [1]})
     clock.now += 2.0
-    writer.write(5, {"loss": 2.0})
+    writer.write(5, {"tokens": 250, "loss": 2.0})
     writer.close()
     assert lines(path) == [
         {
             "stage": "pretrain",
             "step": 4,
             "total_steps": 100,
+            "tokens": 200,
             "loss": 2.5,
             "lr": 1e-3,
             "note": [1],
@@ -67,6 +68,7 @@ def test_a_line_has_the_values_and_the_speed(tmp_path: Path, clock: Clock, capsy
             "stage": "pretrain",
             "step": 5,
             "total_steps": 100,
+            "tokens": 250,
             "loss": 2.0,
             "tokens_per_second": 25.0,
             "step_seconds": 2.0,
@@ -82,7 +84,7 @@ def test_a_line_has_the_values_and_the_speed(tmp_path: Path, clock: Clock, capsy
 def test_a_resumed_log_measures_its_own_steps_only(tmp_path: Path, clock: Clock) -> None:
     writer = log(tmp_path / "m", step=90)
     clock.now += 2.0
-    writer.write(92, {})
+    writer.write(92, {"tokens": 4600})
     writer.close()
     assert lines(tmp_path / "m")[0]["step_seconds"] == 1.0
 
@@ -90,7 +92,7 @@ def test_a_resumed_log_measures_its_own_steps_only(tmp_path: Path, clock: Clock)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_json_lacks_are_null(tmp_path: Path, value: float) -> None:
     writer = log(tmp_path / "m")
-    writer.write(1, {"loss": value, "contrastive_by_level": [1.0, value], "inner": {"x": value}})
+    writer.write(1, {"tokens": 50, "loss": value, "contrastive_by_level": [1.0, value], "inner": {"x": value}})
     writer.close()
     line = lines(tmp_path / "m")[0]
     assert (line["loss"], line["contrastive_by_level"], line["inner"]) == (None, [1.0, None], {"x": None})
@@ -99,7 +101,7 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path, value: float) -> None:
 def write_steps(path: Path, stage: str, after: int, until: int) -> None:
     writer = log(path, stage, after)
     for step in range(after + 1, until + 1):
-        writer.write(step, {"from": after})
+        writer.write(step, {"tokens": 50 * step, "from": after})
     writer.close()
 
 

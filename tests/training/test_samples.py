@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from training_data import CLONE_TOKENS, ENGLISH_TOKENS, run_config
 
 from megalign.config import SourceConfig
+from megalign.config.run import RunDataConfig
 from megalign.corpus.store import TokenStore
 from megalign.engine.engine import LanguageBatch
 from megalign.errors import ConfigError, DataError
@@ -19,6 +21,10 @@ from megalign.training.samples import Samples, build_switcher, check_hit_rate
 
 LENGTH = 32
 SOURCES = [SourceConfig(language="en", weight=10.0), SourceConfig(language="en-clone", weight=1.0)]
+
+
+def data(sources: list[SourceConfig], **settings: Any) -> RunDataConfig:
+    return RunDataConfig(store="unused", sources=sources, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def inputs(files: Path) -> RunInputs:
 def fresh(inputs: RunInputs) -> Samples:
     """Samples with codeswitching that have not been read."""
     switcher = build_switcher(inputs.config, inputs.encoded)
-    return Samples(inputs.store, SOURCES, LENGTH, 5, switcher=switcher)
+    return Samples(inputs.store, data(SOURCES), LENGTH, 5, switcher=switcher)
 
 
 def rows_of(batches: list[LanguageBatch]) -> tuple[np.ndarray, ...]:
@@ -42,7 +48,7 @@ def rows_of(batches: list[LanguageBatch]) -> tuple[np.ndarray, ...]:
 
 
 def test_windows_are_the_store_s_tokens(store: TokenStore) -> None:
-    samples = Samples(store, SOURCES, LENGTH, 5)
+    samples = Samples(store, data(SOURCES), LENGTH, 5)
     assert [source.num_windows for source in samples.order.sources] == [
         (ENGLISH_TOKENS - 1) // LENGTH,
         (CLONE_TOKENS - 1) // LENGTH,
@@ -62,7 +68,7 @@ def test_windows_are_the_store_s_tokens(store: TokenStore) -> None:
 
 
 def test_an_epoch_trains_on_every_token_of_a_window_once(store: TokenStore) -> None:
-    samples = Samples(store, SOURCES[:1], LENGTH, 5)
+    samples = Samples(store, data(SOURCES[:1]), LENGTH, 5)
     num_windows = samples.order.sources[0].num_windows
     windows = {samples.order.place(n).window: samples.sample(n) for n in range(num_windows)}
     whole = store.window("en", 0, num_windows * LENGTH + 1)
@@ -71,9 +77,9 @@ def test_an_epoch_trains_on_every_token_of_a_window_once(store: TokenStore) -> N
 
 
 def test_a_source_read_as_its_clone_is_shifted_but_for_the_end_of_text(store: TokenStore) -> None:
-    original = Samples(store, SOURCES[:1], LENGTH, 5)
+    original = Samples(store, data(SOURCES[:1]), LENGTH, 5)
     as_clone = [SourceConfig(language="en", weight=3.0, as_clone="en-clone")]
-    clone = Samples(store, as_clone, LENGTH, 5)
+    clone = Samples(store, data(as_clone), LENGTH, 5)
     offset, eos = store.vocabulary.tokenizer.vocab_size, store.vocabulary.eos_id
     assert (original.order.sources[0].language, clone.order.sources[0].language) == ("en", "en-clone")
     num_ends = 0
@@ -93,7 +99,7 @@ def test_all_ranks_together_read_the_same_batch(
     """Codeswitching too: it is keyed by the sample, so neither ranks, nor micro-batches, nor what was read before matter."""
 
     def make() -> Samples:
-        return fresh(inputs) if switched else Samples(store, SOURCES, LENGTH, 5)
+        return fresh(inputs) if switched else Samples(store, data(SOURCES), LENGTH, 5)
 
     count, first = 16, 48
     reference = [make().sample(number) for number in range(first, first + count)]
@@ -107,12 +113,12 @@ def test_all_ranks_together_read_the_same_batch(
         assert np.array_equal(column, np.stack(expected))
         assert column.shape == (count, LENGTH)
     if switched:
-        plain = Samples(store, SOURCES, LENGTH, 5)
+        plain = Samples(store, data(SOURCES), LENGTH, 5)
         assert any((plain.sample(first + i)[0] != row).any() for i, row in enumerate(rows_of(gathered)[0]))
 
 
 def test_steps_in_a_row_read_every_sample_once(store: TokenStore) -> None:
-    samples = Samples(store, SOURCES, LENGTH, 5)
+    samples = Samples(store, data(SOURCES), LENGTH, 5)
     steps = [rows_of(samples.micro_batches(8 * step, 8, rank=0, world=1, size=2))[0] for step in range(3)]
     assert np.array_equal(np.concatenate(steps), np.stack([samples.sample(number)[0] for number in range(24)]))
 
@@ -131,7 +137,7 @@ def test_codeswitching_changes_with_the_sample_and_the_seed_alone(inputs: RunInp
     assert sum((a != b).any() for a, b, *_ in twice) > 0.9 * len(twice)
     assert np.array_equal(fresh(inputs).sample(17)[0], fresh(inputs).sample(17)[0])
     other = build_switcher(inputs.config.model_copy(update={"seed": 6}), inputs.encoded)
-    reseeded = Samples(inputs.store, SOURCES, LENGTH, 5, switcher=other)
+    reseeded = Samples(inputs.store, data(SOURCES), LENGTH, 5, switcher=other)
     assert any((reseeded.sample(n)[0] != samples.sample(n)[0]).any() for n in range(20))
 
 
@@ -159,14 +165,14 @@ def test_switched_samples_are_whole_and_their_words_counted(inputs: RunInputs) -
 
 
 def test_counts_of_nothing_have_a_rate_of_zero(store: TokenStore) -> None:
-    samples = Samples(store, SOURCES, LENGTH, 5)
+    samples = Samples(store, data(SOURCES), LENGTH, 5)
     samples.sample(0)
     assert (samples.counts.words, samples.counts.rate) == (0, 0.0)
 
 
 def test_a_language_that_is_not_in_the_store_is_named(store: TokenStore) -> None:
     with pytest.raises(DataError) as caught:
-        Samples(store, [SourceConfig(language="de", weight=1.0)], LENGTH, 5)
+        Samples(store, data([SourceConfig(language="de", weight=1.0)]), LENGTH, 5)
     assert str(caught.value) == (
         "The token store has no training text in 'de'. It has en, en-clone. "
         "Correct data.sources, or build the store with this language."
@@ -174,9 +180,9 @@ def test_a_language_that_is_not_in_the_store_is_named(store: TokenStore) -> None
 
 
 def test_a_source_shorter_than_a_window_is_refused(store: TokenStore) -> None:
-    assert Samples(store, SOURCES[1:], CLONE_TOKENS - 1, 5).order.sources[0].num_windows == 1
+    assert Samples(store, data(SOURCES[1:]), CLONE_TOKENS - 1, 5).order.sources[0].num_windows == 1
     with pytest.raises(DataError, match="The source en-clone has not a single training window"):
-        Samples(store, SOURCES, CLONE_TOKENS, 5)
+        Samples(store, data(SOURCES), CLONE_TOKENS, 5)
 
 
 def test_codeswitching_needs_two_languages_that_are_read(inputs: RunInputs) -> None:
@@ -194,13 +200,13 @@ def test_the_hit_rate_is_the_share_of_words_the_table_covers(inputs: RunInputs) 
     rates = check_hit_rate(fresh(inputs), inputs.config)
     assert set(rates) == {"en", "en-clone"}
     assert all(0.3 < rate < 1 for rate in rates.values())
-    assert check_hit_rate(Samples(inputs.store, SOURCES, LENGTH, 5), inputs.config) == {}
+    assert check_hit_rate(Samples(inputs.store, data(SOURCES), LENGTH, 5), inputs.config) == {}
 
 
 def test_a_table_that_hardly_covers_the_text_is_refused(inputs: RunInputs) -> None:
     table = AlignmentTable([Entry("xylophone", 1, (Translation("en-clone", "xylophone", "golden"),))], "en")
     encoded = EncodedTable(table, inputs.store.vocabulary, "en")
-    samples = Samples(inputs.store, SOURCES, LENGTH, 5, switcher=build_switcher(inputs.config, encoded))
+    samples = Samples(inputs.store, data(SOURCES), LENGTH, 5, switcher=build_switcher(inputs.config, encoded))
     with pytest.raises(DataError) as caught:
         check_hit_rate(samples, inputs.config)
     assert str(caught.value) == (

@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from megalign.cluster.local import LocalProcesses
-from megalign.training.stop import SIGNALS, StopRequest
+from megalign.training.stop import SIGNALS, Decision, StopRequest
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def world_of_one(tmp_path: Path) -> Iterator[None]:
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
     before = {each: signal.getsignal(each) for each in SIGNALS}
     with StopRequest() as stop:
-        assert not stop.agreed()
+        assert stop.decide() == Decision(None, save=False, busy=False)
         os.kill(os.getpid(), number)
-        assert stop.agreed()
-        assert stop.agreed()
+        assert stop.decide().stop == f"Rank 0 received {number.name}."
+        assert stop.decide().stop == f"Rank 0 received {number.name}."
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
 
 
@@ -46,7 +46,7 @@ def test_handlers_come_back_after_an_error_and_a_new_request_starts_unasked() ->
         fail()
     assert {each: signal.getsignal(each) for each in SIGNALS} == before
     with StopRequest() as stop:
-        assert not stop.agreed()
+        assert stop.decide() == Decision(None, save=False, busy=False)
 
 
 MODULE = """
@@ -58,7 +58,7 @@ folder, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
 dist.init_process_group("gloo")
 with StopRequest() as stop:
     step = 0
-    while not stop.agreed() and step < 100:
+    while not stop.decide().stop and step < 100:
         step += 1
         if rank == 1 and step == 7:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -194,8 +194,14 @@ def test_another_seed_is_another_run(files: Path, uninterrupted: Path, tmp_path:
     ("taken", "message"),
     [
         (0, "Asked to stop: inject is saved at step 0 of 6."),
-        (1, "Asked to stop: inject is saved at step 1 of 6. Run the same command again to continue."),
-        (4, "Asked to stop: inject is saved at step 4 of 6. Run the same command again to continue."),
+        (
+            1,
+            "Asked to stop: inject is saved at step 1 of 6. Rank 0 received SIGTERM. Run the same command again to continue.",
+        ),
+        (
+            4,
+            "Asked to stop: inject is saved at step 4 of 6. Rank 0 received SIGTERM. Run the same command again to continue.",
+        ),
         # The request came with the last step of the injection: it holds for the pretraining.
         (INJECT_STEPS, "Asked to stop: pretrain is saved at step 0 of 12."),
         (INJECT_STEPS + 1, "Asked to stop: pretrain is saved at step 1 of 12."),
@@ -315,7 +321,8 @@ def test_data_that_changed_between_is_refused(
     assert str(caught.value).startswith(f"The checkpoint {folder / f'step_{step:08d}'} was written with {what} '")
     assert str(caught.value).endswith(
         "Its samples would not be continued but others read. Restore the data and settings it was started with, or "
-        f"remove {folder} to start over."
+        f"remove {folder} to start over. train.accept_changed_data=true continues all the same: samples may then be read "
+        "twice or never, and the run cannot be repeated."
     )
 
 
