@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from megalign.config.sections import (
+    BatchPhase,
     CodeswitchConfig,
     EvaluateConfig,
     GuardConfig,
@@ -99,7 +100,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _batch_over_replicas(self) -> RunConfig:
         per_step = self.train.micro_batch_size * self.parallel.data
-        sizes: dict[str, BatchPhase | TrainConfig] = {f"train.batch_size_ramp.{n}.": phase for n, phase in enumerate(self.train.batch_size_ramp)}
+        sizes: dict[str, BatchPhase | TrainConfig] = {
+            f"train.batch_size_ramp.{n}.": phase for n, phase in enumerate(self.train.batch_size_ramp)
+        }
         sizes["train."] = self.train
         for where, phase in sizes.items():
             if phase.global_batch_size % per_step:

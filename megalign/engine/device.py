@@ -44,9 +44,9 @@ def check_precision(precision: PrecisionConfig, parallel: ParallelConfig) -> Non
 
 
 class StepTimer:
-    """Seconds this rank computes in a step before gradients are summed over ranks: where slow ranks differ from others.
+    """Seconds this rank works by itself, for data and for gradients: where slow ranks differ from others.
 
-    Under tensor or pipeline parallelism they hold waiting for the ranks of the same replica too.
+    Waiting for all ranks is not among them; under tensor or pipeline parallelism waiting for those of the same replica is.
     """
 
     def __init__(self) -> None:
@@ -54,18 +54,19 @@ class StepTimer:
         self._begun: Any = None
 
     def begin(self) -> None:
-        """A step begins."""
-        self._begun = self._mark()
+        """Work begins, or goes on."""
+        self._begun = self._begun or self._mark()
 
     def end(self) -> None:
-        """Its gradients are there."""
-        self._marks.append((self._begun, self._mark()))
+        """What follows waits for other ranks."""
+        if self._begun is not None:
+            self._marks.append((self._begun, self._mark()))
+            self._begun = None
 
     def take_seconds(self) -> float:
-        """Mean over the steps since this was last asked; on a GPU it waits for them."""
+        """The sum since this was last asked; on a GPU it waits for what it was asked about."""
         marks, self._marks = self._marks, []
-        seconds = [end - begun if isinstance(end, float) else _gpu_seconds(begun, end) for begun, end in marks]
-        return sum(seconds) / len(seconds) if seconds else 0.0
+        return sum(end - begun if isinstance(end, float) else _gpu_seconds(begun, end) for begun, end in marks)
 
     @staticmethod
     def _mark() -> Any:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megalign.config.layout import Layout
 from megalign.config.sections import InjectConfig, ModelConfig, OptimizerConfig, PrecisionConfig
 from megalign.engine import groups
+from megalign.engine.batch import LanguageBatch as LanguageBatch
 from megalign.engine.device import DEVICE, StepTimer
 from megalign.engine.mcore import finalize_model_grads, get_forward_backward_func, parallel_state
 from megalign.engine.model import build_chunks, transformer_config, unwrapped, wrap_for_training
@@ -22,20 +23,6 @@ from megalign.engine.scores import TokenScores, best_ids, score_tokens
 from megalign.engine.taps import TAGS, DeviceWords, WordTaps
 from megalign.errors import ConfigError, TrainingProblem
 from megalign.prealign.words import WordBatch
-
-
-@dataclass(frozen=True)
-class LanguageBatch:
-    """Windows of text: int64 `tokens` and `labels`, float32 `loss_mask`, all [windows, sequence]."""
-
-    tokens: np.ndarray
-    labels: np.ndarray
-    loss_mask: np.ndarray
-
-    @property
-    def num_targets(self) -> float:
-        """Weight of all targets."""
-        return float(self.loss_mask.sum())
 
 
 @dataclass(frozen=True)
@@ -152,7 +139,9 @@ class Engine:
         self.optimizer.zero_grad()
         text = [batch for batch in batches if isinstance(batch, LanguageBatch)]
         targets = torch.tensor([sum(batch.num_targets for batch in text)], dtype=torch.float64, device=DEVICE)
+        self.timer.end()
         num_targets = float(groups.sum_over_data_parallel(targets).item())
+        self.timer.begin()
         language_loss = partial(_language_loss, weight=lm_weight / max(num_targets, 1.0))
         words = [batch for batch in batches if isinstance(batch, WordBatch)]
         if words:

@@ -61,13 +61,14 @@ def _compare(named: list[tuple[str, torch.Tensor]], group: Any, what: str) -> st
     different = (everyone != everyone[:1]).any(-1)
     if not bool(different.any()):
         return None
-    first = int(different.any(0).nonzero()[0])
+    places = different.any(0).nonzero().flatten().tolist()
+    first, more = places[0], f" and {len(places) - 1} more weights" if len(places) > 1 else ""
     ranks = dist.get_process_group_ranks(group)
     _, kind, counts = torch.unique(everyone[:, first], dim=0, return_inverse=True, return_counts=True)
     odd = [rank for rank, row in zip(ranks, kind.tolist(), strict=True) if row != int(counts.argmax())]
     if int(counts.max()) * 2 <= group.size():
         odd = ranks  # no majority that could be right
-    return f"{named[first][0]} on rank {', '.join(map(str, odd))} among the {what} ranks {', '.join(map(str, ranks))}"
+    return f"{named[first][0]}{more} on rank {', '.join(map(str, odd))} among the {what} ranks {', '.join(map(str, ranks))}"
 
 
 def _checksum(parameter: torch.Tensor) -> torch.Tensor:

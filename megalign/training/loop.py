@@ -186,6 +186,7 @@ def _step(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> St
     """Take a step; None where it was left out because something was not finite."""
     stage.watchdog.at(stage.name, step, "data")
     started = time.monotonic()
+    engine.timer.begin()
     batches = stage.batches(step)
     if log:
         log.waited_for_data(time.monotonic() - started)
@@ -203,7 +204,7 @@ def _step(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> St
 
 
 def _stragglers(engine: Engine) -> dict[str, Any]:
-    """How much longer the slowest rank computes than the median one, and which it is. A collective."""
+    """How much longer the slowest rank works than the median one, and which it is. A collective."""
     seconds = groups.gather_from_all([engine.timer.take_seconds()])[:, 0]
     ratio = float(seconds.max() / max(float(np.median(seconds)), 1e-9))
     return {"slowest_over_median": round(ratio, 4), "slowest_rank": int(seconds.argmax())}

@@ -249,12 +249,16 @@ class DataOrder:
     def consumed(self, position: int) -> list[int]:
         """Samples of each source that were read before `position`."""
         end = self._end(position)
-        phase = self._phases[self.mixture(end)]
-        totals = phase.taken(end)
+        totals = self._taken(end)
         for first, last in self.skip:
-            for sample in range(first, min(last + 1, end)):
-                totals[self.place(sample).source] -= 1
+            if first < end:
+                left_out = zip(self._taken(min(last + 1, end)), self._taken(first), strict=True)
+                totals = [total - (until - before) for total, (until, before) in zip(totals, left_out, strict=True)]
         return totals
+
+    def _taken(self, end: int) -> list[int]:
+        """Samples of each source before sample `end`, those left out among them."""
+        return self._phases[self.mixture(end)].taken(end)
 
     def positions_in_epochs(self, epochs: float) -> int:
         """Positions after which the most repeated source has been read `epochs` times; skipped samples count as read."""

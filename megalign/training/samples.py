@@ -9,7 +9,7 @@ import numpy as np
 from megalign.config import RunConfig, SourceConfig
 from megalign.config.run import RunDataConfig
 from megalign.corpus.store import TokenStore
-from megalign.engine.engine import LanguageBatch
+from megalign.engine.batch import LanguageBatch
 from megalign.errors import ConfigError, DataError
 from megalign.prealign.codeswitch import Codeswitcher
 from megalign.prealign.encoded import EncodedTable

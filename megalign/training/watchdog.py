@@ -162,7 +162,8 @@ def describe_hang(beats: dict[int, Heartbeat | None], alive: list[int], folder: 
         if beat is None:
             places.append(f"rank {rank} wrote no sign of life")
         elif rank not in alive:
-            places.append(f"rank {rank} on {beat.host} is silent since {beat.phase} of {beat.stage} step {beat.step}")
+            seen = f"{beat.phase} of {beat.stage} step {beat.step}" if beat.stage else "start"
+            places.append(f"rank {rank} on {beat.host} does not answer, last seen in {seen}")
         else:
             places.append(
                 f"rank {rank} on {beat.host} is in {beat.phase} of {beat.stage} step {beat.step} for "

@@ -364,3 +364,108 @@ def test_old_checkpoints_go_once_newer_ones_are_complete(files: Path, tmp_path: 
         "inject": ["step_00000005", "step_00000006"],
         "pretrain": ["step_00000010", "step_00000012"],
     }
+
+
+CLONE_ONLY: dict[str, Any] = {
+    "data__sources": [{"language": "en-clone", "weight": 1.0}],
+    "inject__steps": 0,
+    "codeswitch__ratio": 0.0,
+    "method": "only_target",
+}
+
+
+def stopped_and_continued(
+    files: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, taken: int, changes: dict[str, Any]
+) -> None:
+    stopped(run_config(files, folder, **changes), taken, monkeypatch)
+    train(run_config(files, folder, **changes), ALONE)
+
+
+def assert_same_pretraining(files: Path, folder: Path, reference: Path, changes: dict[str, Any]) -> None:
+    assert numbers_of(folder) == numbers_of(reference)
+    ours, theirs = (tensors_of(run_config(files, path, **changes), "pretrain") for path in (folder, reference))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    ours_summary, summary = (json.loads((path / "run.json").read_text()) for path in (folder, reference))
+    assert (ours_summary["tokens_seen"], ours_summary["epochs"]) == (summary["tokens_seen"], summary["epochs"])
+
+
+@pytest.mark.parametrize("taken", [2, 3, 7])
+def test_a_resumed_run_is_the_same_over_several_epochs(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    """An epoch is three steps: stopped inside one, at its end, and in the third."""
+    train(run_config(files, tmp_path / "whole", **CLONE_ONLY), ALONE)
+    stopped_and_continued(files, tmp_path / "run", monkeypatch, taken, CLONE_ONLY)
+    assert_same_pretraining(files, tmp_path / "run", tmp_path / "whole", CLONE_ONLY)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["epochs"] == {"en-clone": 4.0}
+
+
+PLANNED: dict[str, Any] = {
+    "inject__steps": 0,
+    "train__batch_size_ramp": [{"until_tokens": 6 * SEQUENCE_LENGTH, "global_batch_size": 2}],
+    "data__stages": [
+        {
+            "after_tokens": 20 * SEQUENCE_LENGTH,
+            "sources": [{"language": "en-clone", "weight": 1.0}, {"language": "en", "weight": 1.0}],
+        }
+    ],
+    "data__skip_samples": [[3, 4], [30, 39]],
+}
+
+
+@pytest.mark.parametrize("taken", [2, 4, 8, 10])
+def test_a_run_with_a_ramp_stages_and_skipped_samples_is_the_same_when_resumed(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    train(run_config(files, tmp_path / "whole", **PLANNED), ALONE)
+    stopped_and_continued(files, tmp_path / "run", monkeypatch, taken, PLANNED)
+    assert_same_pretraining(files, tmp_path / "run", tmp_path / "whole", PLANNED)
+    samples = [line["samples"] for line in metrics_of(tmp_path / "run")]
+    assert samples == [2, 4, 6, *range(10, 43, 4)]
+    # 42 samples are read up to number 53: of blocks of 11 (10 : 1) up to 22, then of blocks of 2 (1 : 1).
+    order = RunInputs.open(run_config(files, tmp_path, **PLANNED)).samples.order
+    assert order.starts == [0, 22]
+    read = [n for n in range(54) if n not in (3, 4, *range(30, 40))]
+    clone = [n for n in read if order.sources[order.place(n).source].language == "en-clone"]
+    assert sum(n >= 22 for n in clone) == 11
+    assert sum(n < 22 for n in clone) <= 2
+    summary = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert summary["tokens_seen"]["pretrain"]["en-clone"] == len(clone) * SEQUENCE_LENGTH
+
+
+def test_stages_and_skips_may_be_added_ahead_while_a_run_is_stopped(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(run_config(files, tmp_path / "whole", **{**PLANNED, "data__skip_samples": [[30, 39]]}), ALONE)
+    before = {**PLANNED, "data__stages": [], "data__skip_samples": []}
+    stopped(run_config(files, tmp_path / "run", **before), 5, monkeypatch)
+    planned = {**PLANNED, "data__skip_samples": [[30, 39]]}
+    train(run_config(files, tmp_path / "run", **planned), ALONE)
+    assert_same_pretraining(files, tmp_path / "run", tmp_path / "whole", planned)
+
+
+def test_plans_behind_the_checkpoint_are_refused_unless_accepted(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {**PLANNED, "data__skip_samples": []}
+    folder = tmp_path / "run"
+    stopped(run_config(files, folder, **before), 5, monkeypatch)
+    with pytest.raises(
+        DataError, match=r"was written with order '.*train\.accept_changed_data=true continues all the same"
+    ):
+        train(run_config(files, folder, **PLANNED), ALONE)
+    assert steps_of(folder) == [("pretrain", n) for n in range(1, 6)], "nothing was computed"
+    train(run_config(files, folder, **PLANNED, train__accept_changed_data=True), ALONE)
+    assert steps_of(folder) == [("pretrain", n) for n in range(1, STEPS + 1)]
+    (event,) = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert (event["event"], event["step"]) == ("changed_data", 5)
+
+
+def test_the_length_of_a_run_does_not_change_what_it_reads_first(files: Path, tmp_path: Path) -> None:
+    short, long = (
+        RunInputs.open(run_config(files, tmp_path, train__steps=steps)).samples for steps in (STEPS, 10 * STEPS)
+    )
+    for number in range(4 * STEPS):
+        for ours, theirs in zip(short.sample(number), long.sample(number), strict=True):
+            assert (ours == theirs).all()
