@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megalign.errors import DataError
+from megalign.errors import ConfigError, DataError
 
 
 def fsync_directory(folder: Path) -> None:
@@ -21,6 +21,18 @@ def fsync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that results can be written into.
+
+    Raises:
+        ConfigError: that is not possible, such as where a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be made a folder: {error.strerror}.", fix="Choose another folder.") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:

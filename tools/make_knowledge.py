@@ -17,13 +17,14 @@ from _command import command
 from megalign.clika.fictional import ENGLISH, WorldSettings, invent, knowledge_of, words
 from megalign.clika.knowledge import write_knowledge
 from megalign.config.load import validate
-from megalign.files import new_folder, write_json
+from megalign.errors import ConfigError
+from megalign.files import make_folder, new_folder, write_json
 
 _DIRECTIONS = {"both": ["to_english", "from_english"], "to_english": ["to_english"], "from_english": ["from_english"]}
 
 
 def make_knowledge(
-    out: Annotated[Path, typer.Option(help="The folder to write; one of that name is replaced.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; knowledge that is there is replaced.")],
     language: Annotated[list[str] | None, typer.Option(help="Code; may stand often; unset: all.")] = None,
     places: Annotated[int, typer.Option(help="Places, shared out evenly over continents and types.")] = 400,
     continents: Annotated[int, typer.Option(help="Continents.")] = 20,
@@ -39,7 +40,12 @@ def make_knowledge(
     content["directions"] = _DIRECTIONS.get(translations, [translations])
     settings = validate(WorldSettings, content, "the options")
     world = invent(settings)
+    if out.exists() and not (out / "knowledge.json").is_file():
+        raise ConfigError(
+            f"{out} exists and holds no invented knowledge.", "It would be replaced.", "Choose another name."
+        )
     languages = language or [code for code in words().languages if code != ENGLISH]
+    make_folder(out.parent)
     with new_folder(out) as folder:
         for code in languages:
             write_knowledge(knowledge_of(world, code), folder)

@@ -17,7 +17,7 @@ import typer
 from _command import command
 
 from megalign.clika import Comparison, ScoreOptions, load_protocol, score
-from megalign.clika.findings import KINDS
+from megalign.clika.findings import KINDS, counted
 
 
 def score_clika(
@@ -43,7 +43,12 @@ def score_clika(
     result = score(source, out, options)
     for kind, count in sorted(Counter(finding.kind for finding in result.findings).items()):
         print(f"{count:>6} x {kind}: {KINDS[kind]}")
-    print(f"{len(result.scores)} cells scored: {out / 'scores.jsonl'}")
+    if hard := result.hardly_parsed:
+        where = "{model} on {dataset} in {language}".format(**hard[0])
+        print(
+            f"{len(hard):>6} x less than half of the responses name an option, the fewest of {where} ({hard[0]['parse_rate']:.0%})"
+        )
+    print(f"{counted(len(result.scores), 'cell')} scored: {out / 'scores.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -47,11 +47,13 @@ def documents(first_world: int, num_worlds: int, part: str) -> Iterator[str]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="The folder to write; one of that name is replaced.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; what an earlier call wrote there is replaced.")],
     worlds: Annotated[int, typer.Option(help="Invented worlds in the text.")] = 40,
     steps: Annotated[int, typer.Option(help="Training steps of 16 windows of 128 tokens.")] = 1200,
 ) -> None:
     """Write everything `megalign train` needs."""
+    if out.exists() and not (out / "tokenizer.json").is_file():
+        raise typer.BadParameter(f"{out} exists and was not written by this example; it would be replaced.")
     with new_folder(out) as folder:
         sample = [text for part in ("en", "de") for text in documents(0, 2, part)]
         tokenizer = train_tokenizer(sample, 800, folder / "tokenizer.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from inspect import signature
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megalign.answers.fingerprint import ends_of
+from megalign.answers.fingerprint import weights_fingerprint
 from megalign.answers.model import AnswerModel, ScoredInput
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.files import read_json
@@ -150,33 +149,58 @@ def open_huggingface(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype is {dtype}.", fix=f"Set one of {', '.join(DTYPES)}.")
     where = _device(device)
-    path = Path(name_or_path)
-    adapter = (path / ADAPTER_CONFIG).is_file()
-    base = _base_of(path) if adapter else name_or_path
-    options = {"local_files_only": not allow_download, "trust_remote_code": False}
     transformers = _library("transformers")
+    path = Path(name_or_path if allow_download else _local(name_or_path))
+    adapter = (path / ADAPTER_CONFIG).is_file()
+    named = _base_of(path) if adapter else name_or_path
+    base = named if allow_download else _local(named)
+    options = {"local_files_only": not allow_download, "trust_remote_code": False}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             base, dtype=dtype or "auto", use_safetensors=True, **options
         )
         own = adapter and any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path if own else base, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path) if own else base, **options)
         if adapter:
-            model = _library("peft").PeftModel.from_pretrained(model, name_or_path, **options)
+            model = _library("peft").PeftModel.from_pretrained(model, str(path), **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise DataError(
             f"{name_or_path} cannot be opened as a causal language model: {_first_line(error)}",
             "Models are read from local files with safetensors weights; code that comes with a model is never run.",
-            "Correct the path, convert the weights to safetensors, or allow the download.",
+            "Correct the path, or convert the weights to safetensors.",
         ) from error
     parts = [Path(base), *([path] if adapter else [])]
     return HuggingFaceModel(
         model.to(where),
         tokenizer,
-        name=path.name,
+        name=Path(name_or_path).name,
         fingerprint=_fingerprint(parts, model.config),
         batch_size=batch_size,
         truncate=truncate,
+    )
+
+
+def _local(name_or_path: str) -> str:
+    """A folder, or the cached copy of what a name on the Hub stands for; asks no network.
+
+    `local_files_only` is not enough: transformers looks for an adapter of that name on the Hub all the same.
+
+    Raises:
+        DataError: there is neither.
+    """
+    if Path(name_or_path).is_dir():
+        return name_or_path
+    for name in ("config.json", ADAPTER_CONFIG):
+        try:
+            found = _library("huggingface_hub").try_to_load_from_cache(name_or_path, name)
+        except ValueError:  # no name that the Hub could have
+            break
+        if isinstance(found, str):
+            return str(Path(found).parent)
+    raise DataError(
+        f"{name_or_path} is no folder, and no model of that name was downloaded before.",
+        "Models are read from local files unless a download is allowed.",
+        "Correct the path, or allow the download (--allow-download).",
     )
 
 
@@ -227,9 +251,4 @@ def _fingerprint(folders: list[Path], config: Any) -> str:
     """Of the configuration and of the sizes and ends of the local weights."""
     left_out = {"_name_or_path", "transformers_version", "_commit_hash"}
     content = {key: value for key, value in config.to_dict().items() if key not in left_out}
-    digest = hashlib.sha256(repr(sorted(content.items(), key=lambda item: item[0])).encode())
-    for folder in folders:
-        for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-            digest.update(f"{path.name} {path.stat().st_size} ".encode())
-            digest.update(ends_of(path))
-    return digest.hexdigest()[:16]
+    return weights_fingerprint(folders, seed=repr(sorted(content.items(), key=lambda item: item[0])).encode())

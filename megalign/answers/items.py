@@ -16,7 +16,7 @@ import orjson
 
 from megalign.answers.model import AnswerModel, OptionScores
 from megalign.errors import ConfigError, DataError
-from megalign.files import read_json, write_json
+from megalign.files import make_folder, read_json, write_json
 
 Progress = Callable[[int, int], None]
 
@@ -141,7 +141,7 @@ def answer_items(
     _check_items(items, how)
     wanted = {"model": model.name, "fingerprint": model.fingerprint, "dtype": model.dtype, **how.settings()}
     wanted |= {"num_items": len(items), "items_digest": _digest(items), **(settings or {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with _locked(path) as stream:
         _agree_on_settings(path, stream, wanted)
         done = _rows_there(path, stream, items)
@@ -196,7 +196,13 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
             raise DataError(
                 f"{path} is being written by another process.", "Rows of both would be mixed.", "Wait for it to end."
             ) from None
-        yield stream
+        try:
+            yield stream
+        except BaseException:
+            if not path.stat().st_size:  # nothing was answered: leave nothing that looks begun
+                path.unlink()
+                settings_path(path).unlink(missing_ok=True)
+            raise
 
 
 def _agree_on_settings(path: Path, stream: BinaryIO, wanted: dict[str, Any]) -> None:

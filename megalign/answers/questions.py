@@ -23,15 +23,15 @@ class AnswerSettings:
     """How questions are answered.
 
     Attributes:
-        mode: "text", greedy, up to the line's end; "letters", the option letter that is most likely after the prompt.
+        mode: "text", greedy; "letters", the option letter that is most likely after the prompt.
         chat: put the prompt into the model's chat template.
-        max_new_tokens: longest text.
+        max_new_tokens: longest text. The scorer reads how it starts.
         name: in the names of the files; None for the model's own.
     """
 
     mode: str = "text"
     chat: bool = False
-    max_new_tokens: int = 16
+    max_new_tokens: int = 8
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ def answer_questions(
     progress: Callable[[int], None] = lambda done: None,
     **opening: Any,
 ) -> list[Path]:
-    """Write `out`/DATASET/LANGUAGE/MODEL_res.jsonl (MODEL_res_letters.jsonl) for every file of questions. Rerun to continue.
+    """Write `out`/DATASET/LANGUAGE/MODEL_res.jsonl (MODEL-letters_res.jsonl) for every file of questions. Rerun to continue.
 
     Args:
         name_or_path: the model.
@@ -65,9 +65,10 @@ def answer_questions(
     with open_model(name_or_path, **opening) as model:
         # Run names have slashes, which would be folders.
         name = re.sub(r"[^\w.-]+", "-", settings.name or model.name)
+        # Scored beside its texts, as a model of its own.
+        name += "-letters" if settings.mode == "letters" else ""
         for file in files:
-            end = "_letters" if settings.mode == "letters" else ""
-            path = out / file.dataset / file.folder / f"{name}_res{end}.jsonl"
+            path = out / file.dataset / file.folder / f"{name}_res.jsonl"
             items = [_item(one, file.num_options, model, settings) for one in file.questions]
             answer_items(
                 model,
@@ -85,8 +86,8 @@ def answer_questions(
 def _how(num_options: int, settings: AnswerSettings) -> Greedy | Choice:
     if settings.mode == "letters":
         return Choice(names=tuple(_LETTERS[:num_options]))
-    # What a chat model says before its answer may take a line.
-    return Greedy(settings.max_new_tokens, () if settings.chat else ("\n",))
+    # Not cut at a line's end, as many models start a new line before they answer.
+    return Greedy(settings.max_new_tokens)
 
 
 def _item(question: Question, num_options: int, model: AnswerModel, settings: AnswerSettings) -> Item:

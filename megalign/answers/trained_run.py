@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megalign.answers.fingerprint import ends_of
+from megalign.answers.fingerprint import weights_fingerprint
 from megalign.answers.model import AnswerModel, ScoredInput
 from megalign.cluster.ranks import discover
 from megalign.config import RunConfig, load_run
@@ -189,10 +188,7 @@ def load_run_model(config: RunConfig, *, batch_size: int, language: str | None =
         DataError: there is no checkpoint, or it was trained on another token store.
     """
     folder = RunFolder(Path(config.folder))
-    found = [checkpoint.latest(folder.checkpoints(stage)) for stage in ("finetune", "pretrain")]
-    path = next((one for one in found if one is not None), None)
-    if path is None:
-        raise DataError(f"{folder.path} has no checkpoint of pretraining.", fix="Train the run first.")
+    path = newest_checkpoint(folder)
     inputs = RunInputs.open(config)
     engine = inputs.engine(Layout(config.parallel), None)
     state = checkpoint.load(engine, path, with_optimizer=False)
@@ -216,13 +212,30 @@ def load_run_model(config: RunConfig, *, batch_size: int, language: str | None =
     )
 
 
+def newest_checkpoint(folder: RunFolder) -> Path:
+    """The newest checkpoint of fine-tuning, else of pretraining.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [checkpoint.latest(folder.checkpoints(stage)) for stage in ("finetune", "pretrain")]
+    path = next((one for one in found if one is not None), None)
+    if path is None:
+        raise DataError(f"{folder.path} has no checkpoint of pretraining.", fix="Train the run first.")
+    return path
+
+
+def run_fingerprint(path: Path) -> str:
+    """16 hex digits that change with the weights of a run's newest checkpoint.
+
+    Raises:
+        DataError: there is none.
+    """
+    return _fingerprint(newest_checkpoint(RunFolder(path)))
+
+
 def _fingerprint(path: Path) -> str:
-    """Of a checkpoint's state and the sizes and ends of its shards."""
-    digest = hashlib.sha256((path / checkpoint.MARKER).read_bytes())
-    for shard in sorted((path / "shards").iterdir()):
-        digest.update(f"{shard.name} {shard.stat().st_size} ".encode())
-        digest.update(ends_of(shard))
-    return digest.hexdigest()[:16]
+    return weights_fingerprint([path / "shards"], "*", seed=(path / checkpoint.MARKER).read_bytes())
 
 
 def _parts(parallel: ParallelConfig) -> int:

@@ -20,10 +20,14 @@ Seed = Annotated[int, typer.Option(help="Of the row order, of new weights, of th
 
 
 def _quiet() -> None:
-    """Leave out what libraries say about their own future."""
+    """Leave out what libraries say about their own future, and their bars where nobody watches."""
     import logging
+    import os
+    import sys
     import warnings
 
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
@@ -39,7 +43,7 @@ def answer(
     files: Annotated[str, typer.Option(help="The file of questions, where a folder has several.")] = "*.jsonl",
     datasets: Annotated[Path | None, typer.Option(help="YAML with more data sets and languages.")] = None,
     name: Annotated[str | None, typer.Option(help="Model name in the file names; unset: the model's own.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer; the scorer reads how it starts.")] = 8,
     batch_size: BatchSize = 16,
     device: Device = None,
     dtype: Dtype = None,
@@ -100,7 +104,7 @@ def check(
 
 @clika_app.command("conductivity")
 def conductivity(
-    model: Model,
+    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model or a run; or a Hub name.")],
     knowledge: Annotated[Path, typer.Argument(help="Folder that tools/make_knowledge.py wrote, or the released set.")],
     out: Out,
     language: Annotated[

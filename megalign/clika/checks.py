@@ -44,9 +44,8 @@ def _items(panel: Panel, expected: int | None) -> list[Finding]:
             donor = int(np.argmax(panel.present[:, missing[0]]))
             line = panel.cells[donor].lines[panel.positions[donor] == missing[0]][0]
             text = f"{len(missing)} item(s) have no row: {some([panel.items[at] for at in missing])}"
-            findings.append(
-                Finding("missing_rows", cell.path, (), f"{text}; the first is {panel.cells[donor].path}:{line}")
-            )
+            text += f"; the first is {panel.cells[donor].path}:{line}"
+            findings.append(Finding("missing_rows", cell.path, _gaps(cell, panel.positions[row], missing), text))
         odd = np.isin(panel.positions[row], np.flatnonzero(~common))
         if odd.any():
             names = [cell.items[at] for at in np.flatnonzero(odd)]
@@ -56,6 +55,14 @@ def _items(panel: Panel, expected: int | None) -> list[Finding]:
             text = f"{len(cell.items)} rows; {panel.dataset} has {expected} questions"
             findings.append(Finding("missing_rows", cell.path, (), text))
     return findings
+
+
+def _gaps(cell: AnswerSet, positions: np.ndarray, missing: np.ndarray) -> tuple[int, ...]:
+    """The lines where rows that are missing would stand: those after the rows before them."""
+    order = np.argsort(positions)
+    before = np.searchsorted(positions[order], missing) - 1
+    lines = np.where(before < 0, 1, cell.lines[order[np.maximum(before, 0)]] + 1)
+    return tuple(int(line) for line in dict.fromkeys(lines))
 
 
 def _labels(panel: Panel) -> list[Finding]:

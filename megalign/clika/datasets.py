@@ -26,6 +26,8 @@ class DataSet(Section):
         top_percent: the accuracy whose re-scaled accuracy is 1.
         top_model: instead of top_percent, the model among the input whose English accuracy is the top.
         num_items: questions per language where known; checked, not needed for scores.
+        instructions: language -> what stands before a question asked without example, where the released prompts of this data
+            set differ from the others'.
     """
 
     num_options: Annotated[int, Field(ge=2, le=MAX_OPTIONS)]
@@ -33,6 +35,7 @@ class DataSet(Section):
     top_percent: Annotated[float | int, Field(gt=0, le=100)] | None = None
     top_model: str | None = None
     num_items: Annotated[int, Field(ge=1)] | None = None
+    instructions: dict[str, str] = Field(default_factory=dict)
 
     @property
     def chance_percent(self) -> float:

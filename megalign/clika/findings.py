@@ -28,7 +28,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. `lines` count from 1 and are empty where the whole file is meant."""
+    """One thing found. `lines` count from 1 and are empty where the whole file is meant; of missing rows, where they would stand."""
 
     kind: str
     path: str
@@ -52,6 +52,11 @@ def some(values: Sequence[object]) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 finding, 2 findings."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def refuse(findings: Sequence[Finding]) -> None:
     """Make findings an error.
 
@@ -60,7 +65,8 @@ def refuse(findings: Sequence[Finding]) -> None:
     """
     if findings:
         raise DataError(
-            f"{len(findings)} findings in the data:\n  " + "\n  ".join(str(finding) for finding in findings[:20]),
+            f"{counted(len(findings), 'finding')} in the data:\n  "
+            + "\n  ".join(str(finding) for finding in findings[:20]),
             "They are errors because of --strict." + (" The first 20 are shown." if len(findings) > 20 else ""),
             "Mend the files, or score without --strict and read findings.jsonl beside the scores.",
         )

@@ -14,6 +14,7 @@ import jinja2
 from megalign.clika.datasets import Protocol
 from megalign.clika.figures import Point, heat_map, scatter
 from megalign.clika.findings import KINDS, Finding
+from megalign.clika.scores import hardly_parsed
 
 Row = dict[str, Any]
 
@@ -82,6 +83,7 @@ def render_page(
         compared=COMPARED,
         num_comparisons=len(comparisons),
         parsing=changed,
+        hardly_parsed=hardly_parsed(scores),
         counts=Counter(finding.kind for finding in findings),
         kinds=KINDS,
         findings=findings[:MAX_FINDINGS_SHOWN],

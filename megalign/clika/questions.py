@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megalign.clika.datasets import Protocol
-from megalign.clika.rows import Item, json_object
+from megalign.clika.rows import Item, json_object, opened
 from megalign.clika.table import table_rows
 from megalign.errors import ConfigError, DataError
 
@@ -60,7 +60,14 @@ class QuestionFile:
     questions: tuple[Question, ...]
 
 
-def prompt_of(question: str, options: list[str], *, premise: str | None = None, form: str = "example") -> str:
+def prompt_of(
+    question: str,
+    options: list[str],
+    *,
+    premise: str | None = None,
+    form: str = "example",
+    instruction: str | None = None,
+) -> str:
     """A question in the released prompt format.
 
     Args:
@@ -68,19 +75,19 @@ def prompt_of(question: str, options: list[str], *, premise: str | None = None, 
         options: texts of the options, in the order of their letters.
         premise: what the question is about (x_copa); such questions have a format of their own.
         form: "example", with a worked example before it, as base models were asked; "plain", as chat models were.
+        instruction: for "plain", what stands before the question in place of the usual sentence (DataSet.instructions).
 
     Raises:
         ConfigError: an unknown form, or too few or too many options.
     """
-    if form not in FORMATS:
-        raise ConfigError(f"The prompt format is {form!r}.", fix=f"Set {' or '.join(FORMATS)}.")
+    _check_form(form)
     if not 2 <= len(options) <= len(_LETTERS):
         raise ConfigError(f"A question has {len(options)} options.", fix=f"Give 2 to {len(_LETTERS)}.")
     body = f"Question:{question}\n{_lines(options)}\nAnswer:"
     if premise is not None:
         return _ASK_PREMISE + (_PREMISE_EXAMPLE if form == "example" else "") + f"Premise:{premise}\n{body}"
     if form == "plain":
-        return _ASK_ONE + body
+        return _ASK_ONE + body if instruction is None else f"{instruction}\n{body.removeprefix('Question:')}"
     numbers = ["1", "2", "3", "5", *(str(number) for number in range(6, 28))]
     # With fewer options than the released sets have, the right one stays among them.
     shown = numbers[: len(options)] if len(options) > 3 else [*numbers[: len(options) - 1], "5"]
@@ -103,13 +110,20 @@ def read_questions(
 
     Raises:
         DataError: nothing to read, damaged rows, several files with other questions in one folder, an unknown data set.
+        ConfigError: an unknown form.
     """
+    _check_form(form)
     found = _from_folder(source, protocol, files) if source.is_dir() else _from_table(source, protocol, form)
     if not found:
         raise DataError(
             f"{source} holds no questions.", fix=f"A folder has the layout DATASET/LANGUAGE/ and files {files}."
         )
     return found
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMATS:
+        raise ConfigError(f"The prompt format is {form!r}.", fix=f"Set {' or '.join(FORMATS)}.")
 
 
 def _lines(options: Iterable[str]) -> str:
@@ -119,15 +133,18 @@ def _lines(options: Iterable[str]) -> str:
 def _from_folder(source: Path, protocol: Protocol, files: str) -> list[QuestionFile]:
     found: dict[tuple[str, str], tuple[Path, tuple[Question, ...]]] = {}
     for path in sorted(source.glob(f"*/*/{files}")):
+        if path.is_dir():
+            continue
         dataset, folder = path.parts[-3:-1]
         letters = protocol.dataset(dataset).letters
         protocol.language(folder)
-        rows = [(number, json_object(text)) for number, text in enumerate(path.read_bytes().splitlines(), 1)]
+        with opened(path) as stream:
+            rows = [(number, json_object(text)) for number, text in enumerate(stream, 1)]
         questions = tuple(_question(row, letters, f"{path}:{number}") for number, row in rows)
         before = found.setdefault((dataset, folder), (path, questions))
         if before[1] != questions:
             raise DataError(
-                f"{before[0]} and {path} hold other questions.",
+                f"{before[0]} and {path} do not hold the same questions.",
                 "A model is asked each question once.",
                 "Choose by --files, such as --files 'llama_7b_res*.jsonl'.",
             )
@@ -149,9 +166,12 @@ def _from_table(source: Path, protocol: Protocol, form: str) -> list[QuestionFil
         texts = options.splitlines() if isinstance(options, str) else options
         if not isinstance(texts, list) or len(texts) != dataset.num_options:
             raise DataError(f"{where}: options are {texts!r}; {row['dataset']} has {dataset.num_options}.")
-        protocol.language(row["language"])
         prompt = prompt_of(
-            row["question"], [str(text) for text in texts], premise=row.get("premise") or None, form=form
+            row["question"],
+            [str(text) for text in texts],
+            premise=row.get("premise") or None,
+            form=form,
+            instruction=dataset.instructions.get(protocol.language(row["language"])),
         )
         content = {"id": row["item"], "input": prompt, "label": row["label"]}
         questions = found.setdefault((row["dataset"], row["language"]), [])

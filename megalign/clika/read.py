@@ -14,7 +14,7 @@ import orjson
 
 from megalign.clika.datasets import DataSet, Protocol
 from megalign.clika.findings import Finding
-from megalign.clika.rows import AnswerSet, Item, Questions, Rows, json_object
+from megalign.clika.rows import AnswerSet, Item, Questions, Rows, json_object, opened
 from megalign.clika.table import read_table
 from megalign.errors import DataError
 
@@ -71,7 +71,7 @@ def _read_folder(
     interned: dict[tuple[Item, ...], tuple[Item, ...]] = {}
     cells: dict[tuple[str, str, str], str] = {}
     for path in sorted(root.glob("*/*/*")):
-        if path.name.endswith(SETTINGS_END):
+        if path.name.endswith(SETTINGS_END) or path.is_dir():
             continue
         name = str(path.relative_to(root))
         match = MODEL_OF_FILE.fullmatch(path.name)
@@ -101,9 +101,9 @@ def _read_folder(
 
 
 def read_file(path: Path, name: str, dataset: DataSet, questions: Questions, cell: tuple[str, str]) -> Rows:
-    """The rows of one file of responses, a block of lines at a time."""
+    """The rows of one file of responses, a block of lines at a time; DataError where it cannot be opened."""
     rows, line, key = Rows(dataset), 1, ""
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         while block := list(islice(stream, BLOCK_LINES)):
             try:
                 parsed = list(map(orjson.loads, block))

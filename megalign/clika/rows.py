@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ import orjson
 from megalign.clika.datasets import MAX_OPTIONS, DataSet
 from megalign.clika.findings import Finding, some
 from megalign.clika.parse import Codes, Parsed, first_two, label_codes, parse_pairs
+from megalign.errors import DataError
 
 Item = int | str
 
@@ -103,7 +106,7 @@ class Rows:
             findings.append(Finding("duplicated_rows", path, repeated, text))
             self.items = list(seen)
         if not self.items:
-            return None, findings
+            return None, findings or [Finding("missing_rows", path, (), "the file has no rows")]
         parsed = parse_pairs(self.pairs, self.dataset.num_options, accept_look_alikes=accept_look_alikes)
         answers = AnswerSet(
             *cell,
@@ -174,10 +177,20 @@ def repeated_options(tail: str, num_options: int) -> str:
     return next(text for place, text in enumerate(texts) if folded[place] in folded[:place])
 
 
-def json_object(text: bytes) -> dict[str, Any] | None:
-    """A line's JSON object; None where it is anything else."""
+def opened(path: Path) -> BinaryIO:
+    """A file to read; DataError where that is not possible."""
     try:
-        content = orjson.loads(text)
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}.", fix="Mend the file or the link, or leave it out of the input."
+        ) from None
+
+
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """A line's JSON object; None where it is anything else. The mark that some editors write before a file's text is no fault."""
+    try:
+        content = orjson.loads(text.removeprefix(codecs.BOM_UTF8))
     except ValueError:
         return None
     return content if isinstance(content, dict) else None

@@ -18,9 +18,9 @@ from megalign.clika.findings import Finding, refuse
 from megalign.clika.page import Report, render_page
 from megalign.clika.panel import panels
 from megalign.clika.read import DEFAULT_FILES, read_answers
-from megalign.clika.scores import METRICS, parsing_rows, score_rows
+from megalign.clika.scores import METRICS, hardly_parsed, parsing_rows, score_rows
 from megalign.errors import ConfigError
-from megalign.files import write_bytes, write_text
+from megalign.files import make_folder, write_bytes, write_text
 
 PARSE_MODES = ("released", "strict")
 
@@ -62,6 +62,11 @@ class Scores:
     parsing: list[dict[str, Any]]
     findings: list[Finding]
 
+    @property
+    def hardly_parsed(self) -> list[dict[str, Any]]:
+        """Rows of scores that say little of knowledge; see `megalign.clika.scores.hardly_parsed`."""
+        return hardly_parsed(self.scores)
+
 
 def score(source: Path, out: Path, options: ScoreOptions) -> Scores:
     """Score the responses of `source` and write the results to the folder `out`.
@@ -71,7 +76,8 @@ def score(source: Path, out: Path, options: ScoreOptions) -> Scores:
 
     Raises:
         DataError: nothing that can be scored; or a finding, with `fail_on_findings` (findings.jsonl is written first).
-        ConfigError: an unknown way of parsing, impossible settings of the bootstrap, a comparison of a model without responses.
+        ConfigError: an unknown way of parsing, impossible settings of the bootstrap, a comparison of a model without responses,
+            `out` is no folder that can be written into.
     """
     if options.parse not in PARSE_MODES:
         raise ConfigError(f"There is no way of parsing {options.parse!r}.", fix=f"Choose {' or '.join(PARSE_MODES)}.")
@@ -80,6 +86,7 @@ def score(source: Path, out: Path, options: ScoreOptions) -> Scores:
     )
     sides = panels(answers)
     findings = [*findings, *check_answers(sides, options.protocol)]
+    make_folder(out)
     _write_jsonl(out / "findings.jsonl", (finding.row() for finding in findings))
     if options.fail_on_findings:
         refuse(findings)

@@ -7,6 +7,7 @@ answered right. It is undefined where C_l is empty and not corrected for chance,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +150,11 @@ def parsing_rows(panels: dict[str, Panel], protocol: Protocol) -> list[dict[str,
             row[f"{name}_difference"] = other[name] - one[name]
         rows.append(row)
     return rows
+
+
+def hardly_parsed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of scores of which less than half of the responses name an option, the worst first."""
+    return sorted((row for row in rows if row["parse_rate"] < 0.5), key=lambda row: float(row["parse_rate"]))
 
 
 def number(value: float | np.floating) -> float | None:

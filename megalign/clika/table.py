@@ -9,7 +9,7 @@ from typing import Any
 
 from megalign.clika.datasets import Protocol
 from megalign.clika.findings import Finding
-from megalign.clika.rows import AnswerSet, Item, Questions, Rows, json_object
+from megalign.clika.rows import AnswerSet, Item, Questions, Rows, json_object, opened
 from megalign.errors import DataError
 
 COLUMNS = ("model", "dataset", "language", "item", "response", "label")
@@ -72,9 +72,10 @@ def table_rows(
         DataError: another kind of file, columns missing, damaged.
     """
     readers = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    if path.suffix not in readers:
+    kind = path.suffix.lower()
+    if kind not in readers:
         raise DataError(f"{path} is not a table that can be read.", fix=f"Give one of {', '.join(readers)}.")
-    return readers[path.suffix](path, columns, optional)
+    return readers[kind](path, columns, optional)
 
 
 def _require(path: Path, names: list[str], columns: Sequence[str]) -> None:
@@ -119,7 +120,7 @@ def _csv_rows(
             for row in reader:
                 yield line, row
                 line = reader.line_num + 1
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} is not a CSV file that can be read: {error}") from None
 
 
@@ -127,7 +128,7 @@ def _jsonl_rows(
     path: Path, columns: Sequence[str], optional: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any] | None]]:
     checked = False
-    with path.open("rb") as stream:
+    with opened(path) as stream:
         for line, text in enumerate(stream, 1):
             if not text.strip():
                 continue

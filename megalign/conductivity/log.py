@@ -11,6 +11,29 @@ LOG_STEPS = 20
 SAY_SECONDS = 10.0
 
 
+class Countdown:
+    """Says how far something is and how long it will take, not oftener than people read.
+
+    Args:
+        say: told a line.
+        unit: what is counted.
+    """
+
+    def __init__(self, say: Callable[[str], None], unit: str) -> None:
+        self.say, self.unit = say, unit
+        self._first: tuple[int, float] | None = None
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int, more: str = "") -> None:
+        """Note that so many are done."""
+        now = time.monotonic()
+        first, begun = self._first = self._first or (done, now)
+        if done > first and now - self._said > SAY_SECONDS:
+            left = (total - done) * (now - begun) / (done - first)
+            self.say(f"  {self.unit} {done} of {total}{more}, {left:.0f} s left")
+            self._said = now
+
+
 class TuningLog:
     """Losses of one model.
 
@@ -21,19 +44,13 @@ class TuningLog:
     """
 
     def __init__(self, path: Path, num_steps: int, say: Callable[[str], None] = lambda text: None) -> None:
-        self.path, self.num_steps, self.say = path, num_steps, say
-        self._said = time.monotonic()
-        self._first: tuple[int, float] | None = None
+        self.path, self.num_steps = path, num_steps
+        self._countdown = Countdown(say, "step")
 
     def write(self, step: int, loss: float, lr: float) -> None:
         """Note a step; most are only counted."""
-        now = time.monotonic()
-        self._first = self._first or (step, now)
+        self._countdown(step, self.num_steps, f", loss {loss:.3f}")
         if step % LOG_STEPS and step != self.num_steps:
             return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, "loss": round(loss, 6), "lr": lr}) + "\n")
-        if now - self._said > SAY_SECONDS and step > self._first[0]:
-            left = (self.num_steps - step) * (now - self._first[1]) / (step - self._first[0])
-            self.say(f"  step {step} of {self.num_steps}, loss {loss:.3f}, {left:.0f} s left")
-            self._said = now

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megalign.answers import AnswerModel, Greedy, Item, answer_items, open_model
+from megalign.answers.fingerprint import weights_fingerprint
 from megalign.clika.conductivity import TRANSLATION, Conductivity, conductivity
 from megalign.clika.conductivity_report import write_report
 from megalign.clika.findings import Finding
 from megalign.clika.knowledge import Knowledge, Row, languages_in, read_knowledge
 from megalign.clika.knowledge_checks import FATAL, check_folder
+from megalign.conductivity.begun import differences
+from megalign.conductivity.log import Countdown
 from megalign.conductivity.rows import digest_of, prompt_of
-from megalign.conductivity.settings import TuneSettings
+from megalign.conductivity.settings import STATES, TuneSettings
 from megalign.config.load import read_yaml
 from megalign.errors import ConfigError, DataError
 from megalign.files import read_json, write_json
@@ -116,6 +120,15 @@ def _name_of(model: str) -> str:
     return str(read_yaml(Path(model) / "config.yaml")["name"]) if _is_run(model) else Path(model).name
 
 
+def _weights_of(model: str) -> str:
+    """16 hex digits that change with the weights of a model's folder; nothing for a name on the Hub."""
+    if _is_run(model):
+        from megalign.answers.trained_run import run_fingerprint
+
+        return run_fingerprint(Path(model))
+    return weights_fingerprint([Path(model)]) if Path(model).is_dir() else ""
+
+
 def _refuse_fatal(findings: Sequence[Finding], settings: MeasureSettings) -> None:
     fatal = [finding for finding in findings if finding.kind in FATAL]
     if fatal and not settings.accept_findings:
@@ -129,13 +142,10 @@ def _refuse_fatal(findings: Sequence[Finding], settings: MeasureSettings) -> Non
 def _teach(model: str, content: Knowledge, folder: Path, settings: MeasureSettings, say: Say) -> None:
     """Fine-tune, unless the marker says that this was done."""
     marker, target = folder / "taught.json", folder / "model"
-    wanted = {"model": model, "taught": digest_of(content.train), "settings": settings.tune.model_dump(mode="json")}
+    wanted: dict[str, object] = {"model": model, "weights": _weights_of(model), "taught": digest_of(content.train)}
+    wanted["settings"] = settings.tune.model_dump(mode="json")
     if marker.exists():
-        found = read_json(marker)
-        changed = [
-            f"{key} was {found.get(key)!r}, is {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
-        ]
-        if changed:
+        if changed := differences(read_json(marker), wanted):
             raise ConfigError(
                 f"{folder} holds a model that was taught otherwise: {'; '.join(changed)}.",
                 "Its answers would be reported under other settings.",
@@ -144,7 +154,6 @@ def _teach(model: str, content: Knowledge, folder: Path, settings: MeasureSettin
         say(f"{content.language}: taught before")
         return
     say(f"{content.language}: teaching {len(content.train)} rows, {settings.tune.epochs} epochs")
-    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "tuning.jsonl"
     # Megatron-Core and transformers are each loaded only where they are needed.
     if _is_run(model):
@@ -166,6 +175,8 @@ def _teach(model: str, content: Knowledge, folder: Path, settings: MeasureSettin
             allow_download=settings.allow_download,
         )
     write_json(marker, wanted)
+    # The states a stopped training would have continued from.
+    shutil.rmtree(target / STATES, ignore_errors=True)
 
 
 def _ask(content: Knowledge, folder: Path, settings: MeasureSettings, say: Say) -> dict[str, list[str]]:
@@ -183,15 +194,15 @@ def _ask(content: Knowledge, folder: Path, settings: MeasureSettings, say: Say) 
         for name, rows in asked.items():
             path = folder / "answers" / f"{name}.jsonl"
             say(f"{content.language}: asking {len(rows)} rows of {name}")
-            _answer(model, rows, path, settings)
+            _answer(model, rows, path, settings, say)
             lines = path.read_text(encoding="utf-8").splitlines()
             responses[name] = [str(json.loads(line)["res"]) for line in lines]
     return responses
 
 
-def _answer(model: AnswerModel, rows: Sequence[Row], path: Path, settings: MeasureSettings) -> None:
+def _answer(model: AnswerModel, rows: Sequence[Row], path: Path, settings: MeasureSettings, say: Say) -> None:
     form = settings.tune.form
     items = [Item(number, prompt_of(row, model, form), copied={"label": row.answer}) for number, row in enumerate(rows)]
     # A chat model ends by itself; a plain answer is one line.
     how = Greedy(settings.max_new_tokens, () if form == "chat" else ("\n",))
-    answer_items(model, items, path, how)
+    answer_items(model, items, path, how, progress=Countdown(say, "row"))

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from megalign.config.sections import Fraction, Positive, Section
 
+# Folder in a taught Hugging Face model of the states its training can be continued from.
+STATES = "training"
+
 
 class TuneSettings(Section):
     """Fine-tuning on the training rows of a language; the loss is on answers alone."""

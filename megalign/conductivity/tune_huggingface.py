@@ -11,11 +11,12 @@ import torch
 
 from megalign.answers.huggingface import open_huggingface
 from megalign.clika.knowledge import Row
+from megalign.conductivity.begun import differences
 from megalign.conductivity.log import LOG_STEPS, TuningLog
 from megalign.conductivity.rows import Example, batches, digest_of, examples_of
-from megalign.conductivity.settings import TuneSettings
+from megalign.conductivity.settings import STATES, TuneSettings
 from megalign.errors import ConfigError, EnvironmentProblem
-from megalign.files import read_json, write_json
+from megalign.files import make_folder, read_json, write_json
 
 IGNORED = -100
 
@@ -37,7 +38,7 @@ def tune_huggingface(
     Args:
         source: a model's folder or name.
         rows: what is taught.
-        out: the folder of the taught model; the trainer's checkpoints stand in `out`/training.
+        out: the folder of the taught model; the trainer's checkpoints stand in `out`/training until measure() has ended.
         settings: how.
         log, say: see TuningLog.
         device, dtype, allow_download: see megalign.answers.open_model.
@@ -63,15 +64,22 @@ def tune_huggingface(
             f"{error.name} is not installed.", "It fine-tunes Hugging Face models.", "pip install megalign[hf]"
         ) from None
     opened = open_huggingface(source, batch_size=1, device=device, dtype=dtype, allow_download=allow_download)
+    if hasattr(opened.model, "peft_config"):
+        raise ConfigError(
+            f"{source} is an adapter.",
+            "What is learned on top of it would be saved without it.",
+            "Merge it into its model first (peft's merge_and_unload), and teach that.",
+        )
     begun = {
         "source": opened.fingerprint,
         "dtype": opened.dtype,
         "taught": digest_of(rows),
         "settings": settings.model_dump(mode="json"),
     }
-    _agree(out / "tuning.json", begun)
     examples = examples_of(rows, opened, settings.form)
     order = list(batches(len(examples), settings.batch_size, settings.epochs, settings.seed))
+    make_folder(out)
+    _agree(out / "tuning.json", begun)
     transformers.set_seed(settings.seed)
     model = _with_lora(peft, opened.model, settings) if settings.method == "lora" else opened.model
     trainer = _trainer(
@@ -79,11 +87,17 @@ def tune_huggingface(
         model,
         [examples[at] for step in order for at in step],
         filler=opened.end_id or 0,
-        arguments=_arguments(transformers, out / "training", settings, len(order), device),
+        arguments=_arguments(transformers, out / STATES, settings, len(order), device),
         told=TuningLog(log, len(order), say),
     )
-    trainer.train(resume_from_checkpoint=any((out / "training").glob("checkpoint-*")))
-    model.save_pretrained(out, safe_serialization=True)
+    trainer.train(resume_from_checkpoint=any((out / STATES).glob("checkpoint-*")))
+    if settings.method == "lora":
+        # The model's name, not where this machine keeps its copy.
+        model.peft_config["default"].base_model_name_or_path = source
+        # Embeddings are left as they are; unless told so, peft asks the Hub whether they were resized.
+        model.save_pretrained(out, save_embedding_layers=False)
+    else:
+        model.save_pretrained(out)
     opened.tokenizer.save_pretrained(out)
 
 
@@ -163,13 +177,10 @@ def _arguments(transformers: Any, folder: Path, settings: TuneSettings, num_step
 
 
 def _agree(path: Path, begun: dict[str, Any]) -> None:
-    if path.exists():
-        found = read_json(path)
-        changed = [f"{key} was {found.get(key)!r}, is {begun[key]!r}" for key in begun if found.get(key) != begun[key]]
-        if changed:
-            raise ConfigError(
-                f"{path.parent} was begun otherwise: {'; '.join(changed)}.",
-                "Continuing would mix two runs.",
-                "Restore the settings, or choose another folder.",
-            )
+    if path.exists() and (changed := differences(read_json(path), begun)):
+        raise ConfigError(
+            f"{path.parent} was begun otherwise: {'; '.join(changed)}.",
+            "Continuing would mix two runs.",
+            "Restore the settings, or choose another folder.",
+        )
     write_json(path, begun)

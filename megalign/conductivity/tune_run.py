@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from megalign.answers.trained_run import load_run_model, reading_config, single_process
+from megalign.answers.trained_run import load_run_model, newest_checkpoint, reading_config, single_process
 from megalign.clika.knowledge import Row
+from megalign.conductivity.begun import differences
 from megalign.conductivity.log import TuningLog
 from megalign.conductivity.rows import Example, batches, digest_of, examples_of
 from megalign.conductivity.settings import TuneSettings
@@ -18,7 +19,7 @@ from megalign.config.sections import OptimizerConfig
 from megalign.engine import checkpoint
 from megalign.engine.engine import Engine, LanguageBatch
 from megalign.errors import ConfigError, DataError
-from megalign.files import write_text
+from megalign.files import make_folder, write_text
 from megalign.training.run import RunFolder, RunInputs
 
 STAGE = "finetune"
@@ -64,6 +65,7 @@ def tune_run(
             ),
             num_steps=len(steps),
         )
+        make_folder(out)
         target = RunFolder(out)
         moved = config.model_copy(update={"folder": str(out), "name": f"{config.name}/taught"})
         write_text(target.config, yaml.safe_dump(moved.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
@@ -107,13 +109,10 @@ def _resume(engine: Engine, source: Path, where: Path, state: dict[str, object])
     """Load the state to go on from; the steps taken."""
     begun = checkpoint.latest(where)
     if begun is None:
-        folder = RunFolder(source)
-        stages = [checkpoint.latest(folder.checkpoints(stage)) for stage in (STAGE, "pretrain")]
-        checkpoint.load(engine, next(one for one in stages if one is not None), with_optimizer=False)
+        checkpoint.load(engine, newest_checkpoint(RunFolder(source)), with_optimizer=False)
         return 0
     found = checkpoint.load(engine, begun)
-    changed = [f"{key} was {found.get(key)!r}, is {value!r}" for key, value in state.items() if found.get(key) != value]
-    if changed:
+    if changed := differences(found, state):
         raise DataError(
             f"{where} was begun otherwise: {'; '.join(changed)}.",
             "Continuing would mix two runs.",

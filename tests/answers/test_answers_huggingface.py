@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -194,9 +196,44 @@ def test_code_that_comes_with_a_model_is_not_run(models: dict[str, Path], tmp_pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_network_is_asked_only_where_allowed() -> None:
-    with pytest.raises(DataError, match="Models are read from local files"):
-        open_model("nobody/no-such-model", device="cpu")
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Hosts that were looked up; none is found."""
+    asked: list[Any] = []
+
+    def nowhere(host: Any, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model", "not/a/name"])
+def test_the_network_is_asked_only_where_allowed(network: list[Any], name: str) -> None:
+    with pytest.raises(DataError, match="Models are read from local files unless a download is allowed"):
+        open_model(name, device="cpu")
+    assert network == []
+    if name == "nobody/no-such-model":
+        with mock.patch("time.sleep"), pytest.raises(DataError, match="cannot be opened as a causal language model"):
+            open_model(name, device="cpu", allow_download=True)
+        assert "huggingface.co" in network
+
+
+def test_a_model_that_was_downloaded_before_is_opened_without_the_network(
+    models: dict[str, Path], network: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    kept, revision = tmp_path / "models--somebody--small", "0" * 40
+    shutil.copytree(models["gpt2"], kept / "snapshots" / revision)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(revision)
+    model = open_model("somebody/small", device="cpu")
+    assert (model.name, network) == ("small", [])
+    assert model.fingerprint == opened(models["gpt2"]).fingerprint
+    assert model.generate(prompts(), max_new_tokens=4) == opened(models["gpt2"]).generate(prompts(), max_new_tokens=4)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ PLANTED: list[tuple[str, Callable[[Rows], Any], tuple[int, ...], str]] = [
     (
         "missing_rows",
         lambda rows: rows[:7] + rows[8:],
-        (),
+        (8,),
         "1 item(s) have no row: 107; the first is x_geo/en/large_res_bf16.jsonl:8",
     ),
     ("unexpected_rows", set_value(5, "uuid", 999), (6,), "1 item(s) that most files of x_geo lack: 999"),
@@ -102,6 +102,41 @@ def test_lines_that_are_no_json_are_named(responses: Path, protocol: Protocol) -
     answers, _ = read_answers(responses, protocol)
     cell = next(one for one in answers if one.path == FILE)
     assert cell.lines.tolist() == [line for line in range(2, 25) if line not in (4, 6, 9, 10)]
+
+
+def test_missing_rows_are_placed_where_they_would_stand(responses: Path, protocol: Protocol) -> None:
+    damage(responses / FILE, lambda rows: rows[2:9] + rows[11:20])
+    (found,) = find(responses, protocol)
+    assert (found.kind, found.lines) == ("missing_rows", (1, 8, 17))
+    assert found.message.startswith("8 item(s) have no row: 100, 101, 109, 110, 120 and 3 more; the first is")
+
+
+def test_a_mark_of_the_encoding_is_no_fault(responses: Path, protocol: Protocol) -> None:
+    before = read_answers(responses, protocol)[0]
+    path = responses / FILE
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert find(responses, protocol) == []
+    assert [one.parsed.released.tolist() for one in read_answers(responses, protocol)[0]] == [
+        one.parsed.released.tolist() for one in before
+    ]
+
+
+def test_an_empty_file_is_found_and_a_folder_is_no_file(responses: Path, protocol: Protocol) -> None:
+    folder = (responses / FILE).parent
+    (folder / "none_res.jsonl").write_bytes(b"")
+    (folder / "folder_res.jsonl").mkdir()
+    answers, findings = read_answers(responses, protocol)
+    assert len(answers) == 12
+    assert [(one.kind, Path(one.path).name, one.message) for one in findings] == [
+        ("missing_rows", "none_res.jsonl", "the file has no rows")
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_named(responses: Path, protocol: Protocol, tmp_path: Path) -> None:
+    (responses / FILE).unlink()
+    (responses / FILE).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"large_res_bf16.jsonl cannot be read: No such file"):
+        read_answers(responses, protocol)
 
 
 def test_a_file_without_rows_is_left_out(responses: Path, protocol: Protocol) -> None:
@@ -171,7 +206,7 @@ def test_strict_makes_findings_errors(responses: Path, protocol: Protocol, tmp_p
     (out / "scores.jsonl").unlink()
     damage(responses / FILE, wrong_label)
     with pytest.raises(
-        DataError, match=rf"1 findings in the data:\n  {FILE}:4: different_labels: .*because of --strict"
+        DataError, match=rf"1 finding in the data:\n  {FILE}:4: different_labels: .*because of --strict"
     ):
         score(responses, out, options)
     assert not (out / "scores.jsonl").exists()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megalign.clika import fictional
 from megalign.clika.fictional import ENGLISH, World, WorldSettings, invent, knowledge_of, words
 from megalign.clika.knowledge import read_knowledge, write_knowledge
 from megalign.clika.knowledge_checks import check_folder, check_knowledge
@@ -144,7 +145,6 @@ def test_translations_taught_as_released_are_reported() -> None:
         (lambda: world(places=90), "90 places cannot be shared out over 4 continents and two types"),
         (lambda: world(places=40, continents=2, variants=26), "variants"),
         (lambda: world(roots="none"), "roots"),
-        (lambda: world(places=100_000, continents=2), "There are not enough names"),
         (lambda: knowledge_of(world(), "en"), "There is no invented knowledge in 'en'"),
         (lambda: knowledge_of(world(), "xx"), "Languages are de, fr"),
     ],
@@ -152,3 +152,10 @@ def test_translations_taught_as_released_are_reported() -> None:
 def test_what_cannot_be_invented_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+def test_names_can_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fictional, "CONSONANTS", "bd")
+    monkeypatch.setattr(fictional, "_MAX_TRIES", 1_000)
+    with pytest.raises(ConfigError, match="There are not enough names for 4000 places"):
+        world(places=4000, continents=2)

@@ -16,7 +16,8 @@ from megalign.errors import ConfigError, DataError
 
 def parts_of(prompt: str) -> tuple[str | None, str, list[str]]:
     """Premise, question and options of a prompt's last question."""
-    before, _, last = prompt.rpartition("Question:")
+    before, named, last = prompt.rpartition("Question:")
+    last = last if named else last.partition("\n")[2]
     question, _, tail = last.removesuffix("\nAnswer:").partition("\nA. ")
     premise = before.rpartition("Premise:")[2].removesuffix("\n") if "Premise:" in before else None
     return premise, question, re.split(r"\n[B-E]\. ", tail)
@@ -25,17 +26,21 @@ def parts_of(prompt: str) -> tuple[str | None, str, list[str]]:
 @pytest.mark.reference_data
 @pytest.mark.parametrize("dataset", ["x_geo", "x_name", "x_copa", "x_csqa"])
 def test_prompts_are_the_released_ones(reference_data: Path, dataset: str) -> None:
+    """Every language, model and data set: 60,000 rows, of which every tenth is compared."""
+    protocol = load_protocol()
     forms = {"example": 0, "plain": 0}
     for path in sorted((reference_data / "clika" / dataset).glob("*/*.jsonl")):
         form = "plain" if path.name.startswith("chatgpt") else "example"
-        if dataset == "x_csqa" and form == "plain":
-            continue  # asked in the language itself, and in other words for each
-        for line in path.read_text(encoding="utf-8").splitlines()[:100]:
+        instruction = protocol.dataset(dataset).instructions.get(protocol.language(path.parent.name))
+        assert (instruction is not None) == (dataset == "x_csqa")
+        for line in path.read_text(encoding="utf-8").splitlines()[::10]:
             prompt = json.loads(line)["input"]
             premise, question, options = parts_of(prompt)
-            assert prompt_of(question, options, premise=premise, form=form) == prompt
+            made = prompt_of(question, options, premise=premise, form=form, instruction=instruction)
+            assert made == prompt
             forms[form] += 1
-    assert forms["example"] > 500
+    assert forms["plain"] >= 180
+    assert forms["example"] > 400
 
 
 @pytest.mark.reference_data
@@ -83,6 +88,17 @@ def test_a_table_is_put_into_the_prompt_format(tmp_path: Path) -> None:
     assert "Premise" not in two.questions[0].prompt
 
 
+def test_a_data_set_may_have_instructions_of_its_own(tmp_path: Path) -> None:
+    options = list("vwxyz")
+    rows = [row(dataset="x_csqa", language=code, options=options, premise=None) for code in ("FR_trans", "nl")]
+    path = write(tmp_path / "q.jsonl", *rows)
+    french, dutch = (one.questions[0].prompt for one in read_questions(path, load_protocol(), form="plain"))
+    assert french.startswith("La question suivante est une question à choix multiples. ")
+    assert french.endswith(" options suivantes.\nWarum?\nA. v\nB. w\nC. x\nD. y\nE. z\nAnswer:")
+    assert dutch.endswith(" one from the following options.\nQuestion:Warum?\nA. v\nB. w\nC. x\nD. y\nE. z\nAnswer:")
+    assert all("2+3=?" in one.questions[0].prompt for one in read_questions(path, load_protocol()))
+
+
 def test_a_csv_gives_the_same_questions_as_jsonl(tmp_path: Path) -> None:
     import csv
 
@@ -120,8 +136,13 @@ def test_files_with_other_questions_are_not_mixed(responses: Path, protocol: Pro
     assert len(read_questions(responses, protocol, files="small_res*.jsonl")) == 6
     path = responses / "x_geo" / "en" / "other_res.jsonl"
     write(path, {"id": 0, "input": "other", "label": "A"})
-    with pytest.raises(DataError, match="hold other questions"):
+    with pytest.raises(DataError, match="do not hold the same questions"):
         read_questions(responses, protocol)
+    path.unlink()
+    path.mkdir()
+    assert len(read_questions(responses, protocol)) == 6
+    with pytest.raises(ConfigError, match="The prompt format is 'fancy'"):
+        read_questions(responses, protocol, form="fancy")
 
 
 @pytest.mark.parametrize(("source", "message"), [("absent", "absent does not exist"), ("empty", "holds no questions")])

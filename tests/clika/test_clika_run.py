@@ -79,13 +79,15 @@ def test_a_table_scores_like_the_folder(suffix: str, responses: Path, protocol: 
     options = ScoreOptions(protocol, report=False, num_resamples=20)
     path = tmp_path / f"table{suffix}"
     rows = table_rows(responses)
-    write_table(path, rows)
+    write_table(path, [{**row, "note": 1.5} for row in rows])
+    path = path.rename(path.with_suffix(suffix.upper()))
     folder, table = score(responses, tmp_path / "a", options), score(path, tmp_path / "b", options)
     assert table.scores == folder.scores
     assert table.intervals == folder.intervals
     assert table.findings == []
     rows[30]["label"] = "Z"
     rows[40]["input"] = "Q\nA. x\nB. x\nAnswer:"
+    path = tmp_path / f"table{suffix}"
     write_table(path, rows)
     found = {one.kind: one for one in score(path, tmp_path / "c", options).findings}
     # The prompts have several lines, so a row of the CSV file does not lie at its number.
@@ -173,6 +175,28 @@ def load_pairs(base: str, other: str) -> tuple[Any, ...]:
     from megalign.clika import Comparison
 
     return (Comparison(base=base, other=other),)
+
+
+def test_cells_that_hardly_answer_are_told(responses: Path, tmp_path: Path) -> None:
+    """Lower-case letters are wrong, as in the released scorer; nobody should take that for ignorance."""
+    for folder, worst in (("DE_trans", False), ("RU", True)):
+        path = responses / "x_geo" / folder / "small_res_bf16.jsonl"
+        rows = read_rows(path)
+        write_rows(path, [{**row, "res": row["res"].lower()} if worst or at else row for at, row in enumerate(rows)])
+    printed = tool(responses, "--out", tmp_path, "--resamples", 20)
+    assert "     2 x less than half of the responses name an option, the fewest of small on x_geo in ru (0%)" in printed
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "small on x_geo in ru (0.000), small on x_geo in de (0.042)</li>" in page
+    row = next(one for one in lines_of(tmp_path / "scores.jsonl") if (one["parse_rate"], one["language"]) == (0, "ru"))
+    assert (row["accuracy"], row["en_co"]) == (0, None)
+
+
+def test_results_need_a_folder(responses: Path, protocol: Protocol, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ConfigError, match=r"cannot be made a folder: .+ Choose another folder"):
+            score(responses, out, ScoreOptions(protocol, report=False, num_resamples=20))
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_errors_end_with_their_code(responses: Path, tmp_path: Path) -> None:

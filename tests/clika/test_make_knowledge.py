@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from megalign.clika.fictional import WorldSettings, invent, knowledge_of
 from megalign.clika.knowledge import languages_in, read_knowledge
+from megalign.errors import ConfigError
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_knowledge.py"
 
@@ -50,3 +52,21 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, option: str, value: o
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "set").exists()
+
+
+def test_only_knowledge_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TOOL.parent)
+    make_knowledge = importlib.import_module("make_knowledge").make_knowledge
+    size = {"language": ["de"], "places": 8, "continents": 2, "variants": 1}
+    text = tmp_path / "mine" / "thesis.txt"
+    text.parent.mkdir()
+    text.write_text("words")
+    for out in (text.parent, text):
+        with pytest.raises(ConfigError, match=r"exists and holds no invented knowledge\. It would be replaced"):
+            make_knowledge(out, **size)
+    with pytest.raises(ConfigError, match="cannot be made a folder"):
+        make_knowledge(text / "set", **size)
+    assert text.read_text() == "words"
+    for seed in (0, 1):
+        make_knowledge(tmp_path / "set", seed=seed, **size)
+        assert json.loads((tmp_path / "set" / "knowledge.json").read_text())["seed"] == seed

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from safetensors.torch import load_file, save_file
 
 from megalign.clika.conductivity import conductivity
 from megalign.clika.knowledge import Knowledge
@@ -48,14 +49,28 @@ def test_a_model_that_learned_everything_passes_all_gates(tiny_llama: Path, fold
     assert 0 <= result.xrr <= 1  # type: ignore[operator]
     line = json.loads((out / "conductivity.jsonl").read_text())
     assert (line["model"], line["language"], line["xrr"]) == (tiny_llama.name, "de", result.xrr)
+    assert not (out / "de" / "model" / "training").exists(), "the optimizer's state is not needed any more"
     before = {path: path.stat().st_mtime_ns for path in (out / "de" / "model").rglob("*")}
     told: list[str] = []
     assert measure(str(tiny_llama), folder / "knowledge", out, settings, told.append) == [result]
     assert told[0] == "de: taught before"
     assert {path: path.stat().st_mtime_ns for path in (out / "de" / "model").rglob("*")} == before
     changed = MeasureSettings(**{**vars(settings), "tune": settings.tune.model_copy(update={"epochs": 2})})
-    with pytest.raises(ConfigError, match="holds a model that was taught otherwise: settings was"):
+    with pytest.raises(ConfigError, match=r"holds a model that was taught otherwise: settings.epochs was 60, is 2\."):
         measure(str(tiny_llama), folder / "knowledge", out, changed)
+
+
+def test_a_model_whose_weights_changed_is_not_taken_for_the_taught_one(
+    tiny_llama: Path, folder: Path, content: Knowledge, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    tune = TuneSettings(epochs=1, batch_size=4, micro_batch_size=4, lora_rank=4)
+    settings = MeasureSettings(tune=tune, languages=("de",), max_new_tokens=4, device="cpu", num_resamples=20)
+    measure(str(model), folder / "knowledge", tmp_path / "out", settings)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: one * 2 for name, one in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="was taught otherwise: weights was"):
+        measure(str(model), folder / "knowledge", tmp_path / "out", settings)
 
 
 def test_a_run_that_was_hardly_taught_has_no_xrr(tiny_run: Path, folder: Path, content: Knowledge) -> None:
@@ -70,6 +85,8 @@ def test_a_run_that_was_hardly_taught_has_no_xrr(tiny_run: Path, folder: Path, c
         "de",
         "--epochs",
         1,
+        "--max-new-tokens",
+        8,
     )
     assert done.returncode == 0, done.stderr
     assert "de: no XRR: not above 90%: translation of names" in done.stdout
@@ -97,7 +114,10 @@ def test_knowledge_that_is_not_what_is_asked_is_not_taught(tiny_llama: Path, fol
     assert not (tmp_path / "out").exists()
 
 
-def test_a_language_the_knowledge_lacks_is_named(tiny_llama: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_model_or_language_that_is_not_there_is_named(tiny_llama: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="absent is no folder, and no model of that name"):
+        measure("absent", folder / "knowledge", tmp_path / "out", MeasureSettings(languages=("de",), device="cpu"))
+    assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="There is no knowledge in ru"):
         measure(str(tiny_llama), folder / "knowledge", tmp_path, MeasureSettings(languages=("ru",)))
 

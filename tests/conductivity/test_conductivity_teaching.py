@@ -13,6 +13,7 @@ import torch
 
 from megalign.answers import AnswerModel, open_model
 from megalign.clika.knowledge import Row
+from megalign.conductivity import log
 from megalign.conductivity import tune_run as tuning
 from megalign.conductivity.rows import Example, batches, examples_of, prompt_of
 from megalign.conductivity.settings import TuneSettings
@@ -181,6 +182,28 @@ def test_a_stopped_teaching_of_a_hugging_face_model_ends_as_an_undisturbed_one(
         for name in ("whole", "stopped")
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_adapter_is_not_taught(tiny_llama: Path, tmp_path: Path) -> None:
+    import peft
+
+    base = open_model(str(tiny_llama), device="cpu")
+    adapted = peft.get_peft_model(base.model, peft.LoraConfig(r=2, target_modules="all-linear"))  # type: ignore[attr-defined]
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="adapter is an adapter"):
+        tune_huggingface(str(tmp_path / "adapter"), (), tmp_path / "out", SETTINGS, tmp_path / "l", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_time_left_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = [0.0], list[str]()
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    countdown = log.Countdown(told.append, "row")
+    for done in range(10, 51, 5):
+        clock[0] += 3.0
+        countdown(done, 50, ", well")
+    # From row 10 on, five rows took three seconds.
+    assert told == ["  row 25 of 50, well, 15 s left", "  row 45 of 50, well, 3 s left"]
 
 
 def test_the_micro_batch_must_divide_the_batch(tiny_llama: Path, tmp_path: Path) -> None:
