@@ -47,7 +47,7 @@ def score_consistency(
         print(f"{finding['file']}: {finding['kind']}: {finding['message']}")
     if result.skipped:
         print(f"{len(result.skipped)} files named *_score.json hold scores and were left out.")
-    print(f"{len(result.scored)} lines: {out / 'scores.jsonl'}")
+    print(f"{len(result.scored)} {'line' if len(result.scored) == 1 else 'lines'}: {out / 'scores.jsonl'}")
 
 
 if __name__ == "__main__":

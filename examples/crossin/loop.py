@@ -1,8 +1,8 @@
 """The whole of CrossIn in minutes on two CPU cores: make a tiny model, build mixes, tune on each, ask all the same questions, score.
 
-  python examples/crossin/loop.py --out runs/crossin [--steps 800] [--seeds 0,1,2]
+  python examples/crossin/loop.py --out runs/crossin [--steps 800] [--seeds 0,1,2] [--mixes base,en2x,x2en,x2x,x2x_translation]
 
-Each mix is tuned for the same number of steps from the same model. Everything that is there is not made again.
+Each mix is tuned for the same number of steps from the same model. What is there is not made again: start it again to continue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIXES = {
 
 
 def run(*words: object) -> None:
-    """One command; its errors end the loop."""
+    """One command; an error it reports ends the loop with its exit code."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -33,7 +33,9 @@ def run(*words: object) -> None:
         "TQDM_DISABLE": "1",
     }
     print("$", *words, flush=True)
-    subprocess.run([sys.executable, *map(str, words)], check=True, env=environment)
+    code = subprocess.run([sys.executable, *map(str, words)], check=False, env=environment).returncode
+    if code:
+        sys.exit(code)
 
 
 def main() -> None:
@@ -45,6 +47,8 @@ def main() -> None:
     parser.add_argument("--mixes", default="base,x2x,x2x_translation")
     args = parser.parse_args()
     chosen = args.mixes.split(",")
+    if unknown := set(chosen) - set(MIXES):
+        parser.error(f"there is no mix {unknown.pop()}; choose of {', '.join(MIXES)}")
     files = [part for code in ("en", "zh", "vi", "es") for part in ("--lud", f"{code}={HERE / f'lud_{code}.jsonl'}")]
     predictions: dict[tuple[str, str], Path] = {}
     for seed in args.seeds.split(","):

@@ -13,6 +13,16 @@ app = typer.Typer(
 )
 
 
+def _quiet(allow_download: bool = False) -> None:
+    """Leave out what libraries say about their own future, and their bars but those of downloads."""
+    import os
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not allow_download:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 @app.command()
 def tune(
     config: Annotated[Path, typer.Argument(help="Settings, e.g. examples/crossin/tune.yml.")],
@@ -27,18 +37,21 @@ def tune(
 
     On several GPUs: `accelerate launch --multi_gpu -m megalign crossin tune tune.yml`
     """
+    from megalign.cli.progress import late_bar
     from megalign.crossin.tuning.settings import load_tune
     from megalign.crossin.tuning.train import tune as run
 
+    _quiet()
     settings = load_tune(config, overrides or [])
-    tuned = run(settings, out)
-    assert tuned is not None
-    print(f"{tuned.num_steps} steps, last loss {tuned.last_loss:.4f}: {tuned.adapter}")
+    with late_bar("steps") as shown:
+        run(settings, out, say=print, progress=shown)
 
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder of a Hugging Face model, an adapter, or a run of ours.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder of a Hugging Face model, an adapter, a tuning run, or a run of ours.")
+    ],
     questions: Annotated[
         str, typer.Argument(help="Questions in SeaEval's row format; or cross_mmlu, cross_logiqa, cross_xquad.")
     ],
@@ -49,21 +62,32 @@ def evaluate(
     ] = "letter",
     template: Annotated[str | None, typer.Option(help="Default: that of the adapter's training, else plain.")] = None,
     prompt: Annotated[str | None, typer.Option(help="With {question}, {choices} and {context}.")] = None,
-    tag: Annotated[str, typer.Option(help="Asks for the question's language, e.g. [{code}]; default: none.")] = "",
+    tag: Annotated[
+        str, typer.Option(help="Asks for the question's language: trained (that of the adapter's data), or [{code}].")
+    ] = "",
     languages: Annotated[str, typer.Option(help="Of the file, comma-separated. Default: all.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Of a text answer.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a text answer.")] = 32,
     first_line: Annotated[bool, typer.Option(help="End an answer at its first line.")] = False,
-    limit: Annotated[int | None, typer.Option(help="The first so many questions.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 16,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many questions.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: the GPU where there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Default: as stored.")] = None,
     allow_download: Annotated[bool, typer.Option(help="May fetch model and questions by name.")] = False,
 ) -> None:
-    """Ask a model all questions in all languages, write OUT/predictions.json and score it. Rerun to continue."""
-    from megalign.answers import open_model
-    from megalign.crossin.questions import AskOptions, ask
-    from megalign.crossin.scoring import ScoreOptions, score_files
+    """Ask a model all questions in all languages, write OUT/predictions.json and score it. Rerun to continue.
 
+    Example: `megalign crossin eval runs/x2x cross_mmlu.json --out runs/answers/x2x`; several models are compared by
+    `python tools/score_consistency.py runs/answers/*/predictions.json --out runs/scores`.
+    """
+    from megalign.answers import open_model
+    from megalign.cli.progress import late_bar
+    from megalign.crossin.questions import AskOptions, ask, prepare
+    from megalign.crossin.scoring import ScoreOptions, score_files
+    from megalign.files import make_folder
+
+    _quiet(allow_download)
+    if (Path(model) / "adapter" / "adapter_config.json").is_file():
+        model = str(Path(model) / "adapter")
     chosen = AskOptions(
         mode,
         options,
@@ -75,8 +99,13 @@ def evaluate(
         limit,
         first_line,
     )
-    with open_model(model, device=device, dtype=dtype, batch_size=batch_size, allow_download=allow_download) as opened:
-        path = ask(opened, model, questions, out, chosen, allow_download=allow_download)
+    asked = prepare(model, questions, chosen, allow_download=allow_download)
+    make_folder(out)
+    with (
+        open_model(model, device=device, dtype=dtype, batch_size=batch_size, allow_download=allow_download) as opened,
+        late_bar("answers") as shown,
+    ):
+        path = ask(opened, asked, out, shown)
     result = score_files([str(path)], out, ScoreOptions(by="likelihood" if mode == "likelihood" else "text"))
     row = result.scored[0].row
     s = str(min(3, len(row["languages"])))

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 # Between lines where the output is no terminal, such as a job's log.
 LINE_SECONDS = 30.0
+
+
+@contextmanager
+def late_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A `bar` that appears with the first call, which has the number that is done and the total."""
+    with ExitStack() as stack:
+        updates: list[Callable[[int], None]] = []
+
+        def update(done: int, total: int) -> None:
+            if not updates:
+                updates.append(stack.enter_context(bar(total, unit)))
+            updates[0](done)
+
+        yield update
 
 
 @contextmanager
@@ -33,7 +47,7 @@ def bar(total: int, unit: str) -> Iterator[Callable[[int], None]]:
         if now - told < LINE_SECONDS and done < total:
             return
         told = now
-        left = (total - done) * (now - begun) / (done - first) if done > first else float("nan")
-        console.print(f"{done} of {total} {unit}, {left:.0f} s left")
+        left = f", {(total - done) * (now - begun) / (done - first):.0f} s left" if first < done < total else ""
+        console.print(f"{done} of {total} {unit}{left}")
 
     yield update

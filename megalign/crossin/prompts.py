@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megalign.crossin.data.languages import language_of
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.translation.languages import language_of
 
 DEFAULT_TAG = "\n[{code}]"
 TRANSLATE = "Translate the following sentence into {name}."

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from megalign.crossin.data.languages import language_named
 from megalign.crossin.prompts import TOKENIZER, Tag, Template, user_turn
 from megalign.crossin.scoring.match import LETTERS
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.files import read_json, write_json
+from megalign.translation.languages import language_named
 
+MADE = "tune.json"
+TRAINED = "trained"
 ON_HUB = {name: f"SeaEval/{name}" for name in ("cross_mmlu", "cross_logiqa", "cross_xquad")}
 MODES = ("text", "likelihood")
 OPTION_TEXTS = ("letter", "choice", "text")
@@ -43,7 +45,7 @@ class AskOptions:
             per token; for prompts that do not list the choices).
         template: of megalign.crossin.prompts, "tokenizer", or None: that of the adapter's training where its folder says so, else plain.
         prompt: with {question}, {choices} and, for questions with a text, {context}; None for the default.
-        tag: appended to the prompt, for the question's own language; empty for none.
+        tag: appended to the prompt, for the question's own language; "trained" for that of the adapter's data; empty for none.
         languages: of the files, by their names there; empty for all.
         max_new_tokens: of a text answer.
         max_questions: the first so many only.
@@ -109,7 +111,7 @@ def chosen_rows(rows: Sequence[dict[str, Any]], options: AskOptions, source: str
     )
     chosen = []
     for place, row in enumerate(kept):
-        copy: dict[str, Any] = {"id": row.get("id") or str(place + 1)}
+        copy: dict[str, Any] = {"id": str(place + 1) if row.get("id") is None else row["id"]}
         for language in languages:
             cell = row.get(language)
             if not isinstance(cell, Mapping) or not isinstance(cell.get("question"), str):
@@ -145,56 +147,95 @@ def turn_of(cell: Row, language: str, options: AskOptions) -> str:
     return user_turn(text, tag.apply("", language_named(language).code)) if options.tag else text
 
 
-def template_of(model: str, named: str | None) -> str:
-    """The template to ask with: the one named, else that of the adapter's training, else plain."""
-    made = Path(model) / "tune.json"
-    if named is None and made.is_file():
-        recorded = read_json(made).get("template")
-        if isinstance(recorded, str):
-            return recorded
-    return named or "plain"
+def as_trained(model: str, options: AskOptions) -> AskOptions:
+    """The options with what they leave to the adapter's training filled in: the template (else plain), and the tag.
+
+    Raises:
+        ConfigError: the training's tag is asked for, and the folder does not say which it was.
+    """
+    made = Path(model) / MADE
+    recorded = read_json(made) if made.is_file() else {}
+    template, tag = options.template or recorded.get("template") or "plain", recorded.get("tag")
+    if options.tag != TRAINED:
+        tag = options.tag
+    elif tag is None:
+        raise ConfigError(
+            f"{model} does not say with which tag it was trained.",
+            "It is known of adapters that were tuned on a mix of tools/build_crossin.py.",
+            "Write the tag itself, such as [{code}].",
+        )
+    return replace(options, template=template, tag=tag)
 
 
-def ask(
-    model: Any,
-    model_path: str,
-    questions: str,
-    out: Path,
-    options: AskOptions,
-    *,
-    allow_download: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
+@dataclass(frozen=True)
+class Asked:
+    """Questions that are ready to be asked.
+
+    Attributes:
+        rows: in SeaEval's row format, with the wanted languages only.
+        turns: the user's turn of each (place of the row, language).
+        options: how they are asked, template and tag filled in.
+    """
+
+    rows: list[dict[str, Any]]
+    turns: dict[tuple[int, str], str]
+    options: AskOptions
+
+
+def prepare(model_path: str, questions: str, options: AskOptions, *, allow_download: bool = False) -> Asked:
+    """Read the questions and put them into words, before a model is loaded.
+
+    Args:
+        model_path: of the model that is to be asked, for the template and the tag of its training.
+        questions: file, or name on the Hub.
+        options: how they are asked.
+        allow_download: may fetch questions by name.
+
+    Raises:
+        ConfigError, DataError, EnvironmentProblem: see read_questions, chosen_rows, as_trained, turn_of and Template.of.
+    """
+    options = as_trained(model_path, options)
+    if options.template != TOKENIZER:
+        Template.of(options.template or "plain")
+    rows = chosen_rows(read_questions(questions, allow_download=allow_download), options, questions)
+    turns = {
+        (place, language): turn_of(cell, language, options)
+        for place, row in enumerate(rows)
+        for language, cell in row.items()
+        if language != "id"
+    }
+    return Asked(rows, turns, options)
+
+
+def ask(model: Any, asked: Asked, out: Path, progress: Callable[[int, int], None] | None = None) -> Path:
     """Ask a model, and write out/predictions.json; run again to continue.
 
     Args:
         model: an open AnswerModel.
-        model_path: where it was opened from, for the template of its training.
-        questions: file, or name on the Hub.
+        asked: what `prepare` made.
         out: folder; answers.jsonl in it holds the answers as they come.
-        options: how they are asked.
-        allow_download: may fetch questions by name.
         progress: gets the number of answers, and of all.
 
     Returns:
         the prediction file.
+
+    Raises:
+        ConfigError: the model has no chat template and is to be asked with it; `out` holds answers to other questions.
     """
     from megalign.answers import Choice, Greedy, Item, answer_items
 
-    rows = chosen_rows(read_questions(questions, allow_download=allow_download), options, questions)
-    named = template_of(model_path, options.template)
+    rows, options = asked.rows, asked.options
+    named = options.template or "plain"
     framed = model.chat_prompt if named == TOKENIZER else Template.of(named).prompt
     items = []
-    for place, row in enumerate(rows):
-        for language, cell in row.items():
-            if language != "id":
-                texts = _option_texts(cell["choices"], options) if options.mode == "likelihood" else ()
-                items.append(Item(f"{place} {language}", framed(turn_of(cell, language, options)), texts))
+    for (place, language), turn in asked.turns.items():
+        texts = _option_texts(rows[place][language]["choices"], options) if options.mode == "likelihood" else ()
+        items.append(Item(f"{place} {language}", framed(turn), texts))
     how: Greedy | Choice = Choice(per_token=options.options != "letter")
     if options.mode == "text":
         how = Greedy(options.max_new_tokens, ("\n",) if options.first_line else ())
     path = out / "answers.jsonl"
-    answer_items(model, items, path, how, settings={"questions": questions, "template": named}, progress=progress)
+    answer_items(model, items, path, how, settings={"template": named}, progress=progress)
     for line in path.read_bytes().splitlines():
         answer = orjson.loads(line)
         place, _, language = answer["id"].partition(" ")

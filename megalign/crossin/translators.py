@@ -2,53 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from megalign.crossin.data.sources import read_source
+from megalign.crossin.data.sources import ENGLISH, read_source
 from megalign.crossin.data.translate import ChatTranslator, LineTranslator, Translator, translate_lud
-from megalign.endpoint import Cache, Client, Endpoint
+from megalign.endpoint import Cache, Client
 from megalign.errors import ConfigError
-
-HF = "hf:"
-
-
-@dataclass(frozen=True)
-class TranslatorOptions:
-    """Which translator.
-
-    Attributes:
-        name: "hf:" and the folder of an encoder-decoder, or the address of an OpenAI-compatible endpoint.
-        model: the model's name at the endpoint.
-        api_key_variable: environment variable with the endpoint's key; empty for none.
-        requests_per_minute, num_parallel, num_attempts, timeout_seconds, json_mode: of the endpoint's client.
-        allow_download: may fetch a model from the Hub.
-    """
-
-    name: str
-    model: str = ""
-    api_key_variable: str = ""
-    requests_per_minute: float = 600.0
-    num_parallel: int = 8
-    num_attempts: int = 5
-    timeout_seconds: float = 120.0
-    json_mode: bool = False
-    allow_download: bool = False
+from megalign.translation import options as translation
+from megalign.translation.languages import language_of
+from megalign.translation.options import TranslatorOptions as TranslatorOptions
 
 
-def translate_files(
-    english: str, targets: str, options: TranslatorOptions, folder: Path, progress: Callable[[str], None] = print
+def with_translations(
+    files: Mapping[str, str],
+    targets: str,
+    options: TranslatorOptions,
+    folder: Path,
+    say: Callable[[str], None],
+    advance: Callable[[int, int], None],
 ) -> dict[str, str]:
-    """Translate the English LUD file into the languages of "zh,es": the written file by language; the cache lies beside them.
+    """LUD files by language, with those added that are translated from the English one, into `folder`; the cache lies beside them.
+
+    Args:
+        files: LUD files by language.
+        targets: languages to translate into, such as "zh,es"; empty for none.
+        options: the translator.
+        folder: for the written files and the cache.
+        say: gets a line per language.
+        advance: gets the rows done so far, and of all languages.
 
     Raises:
-        ConfigError: no English file, or no languages; see open_translator for the rest.
+        ConfigError: no English file, or a language that has a file already; see open_translator for the rest.
     """
-    if not english:
+    codes = list(filter(None, targets.split(",")))
+    if not codes:
+        return dict(files)
+    if ENGLISH not in files:
         raise ConfigError("There is no English LUD file to translate.", fix="Give --lud en=FILE.")
+    if given := [code for code in codes if code in files]:
+        raise ConfigError(f"{given[0]} is to be translated, and has a file.", fix="Leave one of the two out.")
+    for code in codes:
+        language_of(code)
     translator = open_translator(options, folder / "cache.jsonl")
-    return translate_lud(read_source(english), targets.split(","), translator, folder, progress)
+    return {**files, **translate_lud(read_source(files[ENGLISH]), codes, translator, folder, say, advance)}
 
 
 def open_translator(options: TranslatorOptions, cache: Path) -> Translator:
@@ -57,20 +54,7 @@ def open_translator(options: TranslatorOptions, cache: Path) -> Translator:
     Raises:
         ConfigError, DataError, EnvironmentProblem: see Endpoint, Client and TranslationModel.
     """
-    if options.name.startswith(HF):
-        from megalign.crossin.translation_model import TranslationModel
-
-        model = TranslationModel(options.name.removeprefix(HF), allow_download=options.allow_download)
-        return LineTranslator(model, Cache(cache))
-    if not options.model:
-        raise ConfigError("The endpoint's model is not named.", fix="Give --model NAME.")
-    endpoint = Endpoint(options.name, options.model, options.api_key_variable)
-    client = Client(
-        endpoint,
-        requests_per_minute=options.requests_per_minute,
-        num_parallel=options.num_parallel,
-        num_attempts=options.num_attempts,
-        timeout_seconds=options.timeout_seconds,
-        json_mode=options.json_mode,
-    )
-    return ChatTranslator(client, Cache(cache))
+    opened = translation.open_translator(options)
+    if isinstance(opened, Client):
+        return ChatTranslator(opened, Cache(cache))
+    return LineTranslator(opened, Cache(cache))

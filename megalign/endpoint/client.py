@@ -157,6 +157,7 @@ class Client:
         on_failure: Callable[[Failure], None] = lambda failure: None,
         on_answer: Callable[[int], None] = lambda place: None,
         max_failures: int | None = None,
+        max_failures_in_a_row: int | None = None,
     ) -> list[Any]:
         """The checked answer of each question, None where it failed; equal questions are asked once, cached ones never.
 
@@ -166,9 +167,11 @@ class Client:
             on_failure: called for each question without a good answer. Failures are not cached.
             on_answer: called with a question's place as soon as its answer is there.
             max_failures: more of them end the run; None for any number.
+            max_failures_in_a_row: so many without an answer between them end the run, as the endpoint is down or of no use; None for any
+                number.
 
         Raises:
-            DataError: the endpoint refuses what is sent, or more than `max_failures` failed.
+            DataError: the endpoint refuses what is sent, or too many questions failed.
             EnvironmentProblem: the key is refused.
         """
         places: dict[str, list[int]] = {}
@@ -176,7 +179,7 @@ class Client:
             places.setdefault(self._key(question), []).append(place)
         todo = [key for key in places if key not in cache]
         answers: list[Any] = [None] * len(questions)
-        num_failures = 0
+        num_failures = in_a_row = 0
         self._stopped.clear()
         with ThreadPoolExecutor(self.num_parallel) as pool:
             running = {pool.submit(self._ask, questions[places[key][0]], cache, key): key for key in todo}
@@ -184,14 +187,16 @@ class Client:
                 for done in as_completed(running):
                     failure = done.result()
                     if failure is None:
+                        in_a_row = 0
                         for place in places[running[done]]:
                             on_answer(place)
                         continue
                     if failure.reason == _STOPPED:
                         continue
-                    num_failures += 1
+                    num_failures, in_a_row = num_failures + 1, in_a_row + 1
                     on_failure(failure)
-                    if max_failures is not None and num_failures > max_failures:
+                    many = max_failures is not None and num_failures > max_failures
+                    if many or (max_failures_in_a_row is not None and in_a_row >= max_failures_in_a_row):
                         raise DataError(
                             f"{num_failures} questions failed; the last ({failure.name}): {failure.reason}.",
                             "What was answered is cached.",

@@ -15,12 +15,12 @@ import pytest
 from crossin_samples import lines_of, task_rows, write_json_rows, write_lines, write_lud
 
 from megalign.crossin.data.build import BuildOptions, build
-from megalign.crossin.data.languages import language_named, language_of, script_shares, small_word_language
 from megalign.crossin.data.mix import MODES, Mix, build_rows, pairs_of
 from megalign.crossin.data.quality import Gate, apply_gate
 from megalign.crossin.data.sources import Lud, parse_named, read_lud, read_source
 from megalign.crossin.prompts import Tag, Template, user_turn
 from megalign.errors import ConfigError, DataError
+from megalign.translation.languages import language_named, language_of, script_shares, small_word_language
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "crossin"
@@ -325,7 +325,7 @@ def test_the_tool_builds_a_folder(ctd: Path, tmp_path: Path) -> None:
         "licence=CC0",
     )
     assert "es: 1 rows dropped: untranslated" in said
-    assert f"60 rows: {out}" in said
+    assert f"60 rows (base 30, x2x 30): {out}" in said
     rows = lines_of(out / "mix.jsonl")
     assert all(row["prompt"].endswith("### Response:\n") and row["completion"] == row["output"] for row in rows)
     assert lines_of(out / "dropped.jsonl") == [
@@ -352,6 +352,31 @@ def test_a_file_filled_with_english_ends_the_build(tmp_path: Path) -> None:
     assert "of 24 rows of zh.jsonl (zh) fail the quality gate" in said
     assert "untranslated" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_but_a_mix_is_replaced(ctd: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "folder" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("years of work")
+    arguments = ("--ctd", ctd, "--mix", "base=2", "--out")
+    for out, message in ((kept.parent, "exists and is no mix"), (kept, "exists and is no mix")):
+        assert message in tool(*arguments, out, code=2)
+    assert "cannot be made a folder" in tool(*arguments, kept / "mix", code=2)
+    assert kept.read_text() == "years of work"
+    for _ in range(2):
+        tool(*arguments, tmp_path / "mix")
+
+
+def test_the_gate_is_set_by_name() -> None:
+    assert Gate.parse(["max_copied_share=0.8", "min_letters=9"]) == Gate(max_copied_share=0.8, min_letters=9)
+    for given, message in (
+        ("copies=1", "The gate has no 'copies'"),
+        ("min_letters=few", "min_letters is 'few'"),
+        ("max_copied_share=1.5", "Set a share from 0 to 1"),
+        ("max_length_factor=nan", "Set more than 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Gate.parse([given])
 
 
 def test_a_build_is_refused_before_anything_is_written(tmp_path: Path) -> None:

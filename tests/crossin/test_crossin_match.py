@@ -87,5 +87,8 @@ def test_letters_of_choices_and_answers() -> None:
     assert answer_place("(B) blue fish", CHOICES) == 1
     assert answer_place("b", CHOICES) == 1
     assert answer_place("(D)", CHOICES) == 3
+    turned = ("(C) green", "(A) red", "(B) blue")
+    assert answer_place("A", turned) == 1
+    assert Matcher(turned).options("(A)") == Matcher(turned).options("The answer is A") == (1,)
     assert answer_place("E", CHOICES) is None
     assert answer_place("blue fish", CHOICES) is None

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from megalign.answers import open_model
-from megalign.crossin.questions import AskOptions, ask, chosen_rows, read_questions, template_of, turn_of
+from megalign.crossin.questions import AskOptions, as_trained, ask, chosen_rows, prepare, read_questions, turn_of
 from megalign.crossin.scoring import read_file, score
 from megalign.errors import ConfigError, DataError
 
@@ -48,7 +49,7 @@ def test_likelihoods_are_those_of_a_plain_loop(tiny_models: dict[str, Path], que
 
     options = AskOptions(mode="likelihood", options="text", prompt="{question}", languages=("English",))
     with open_model(str(tiny_models["llama"]), device="cpu", batch_size=2) as model:
-        path = ask(model, str(tiny_models["llama"]), str(questions), tmp_path / "out", options)
+        path = ask(model, prepare(str(tiny_models["llama"]), str(questions), options), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
     reference = AutoModelForCausalLM.from_pretrained(tiny_models["llama"]).eval()
     rows = json.loads(path.read_text(encoding="utf-8"))
@@ -73,7 +74,7 @@ def test_likelihoods_are_those_of_a_plain_loop(tiny_models: dict[str, Path], que
 def test_text_answers_and_a_continued_run(tiny_models: dict[str, Path], questions: Path, tmp_path: Path) -> None:
     options = AskOptions(max_new_tokens=6, max_questions=2)
     with open_model(str(tiny_models["llama"]), device="cpu") as model:
-        path = ask(model, "llama", str(questions), tmp_path / "out", options)
+        path = ask(model, prepare("llama", str(questions), options), tmp_path / "out")
         rows = json.loads(path.read_text(encoding="utf-8"))
         for row in rows:
             for language in ("English", "Chinese"):
@@ -86,17 +87,34 @@ def test_text_answers_and_a_continued_run(tiny_models: dict[str, Path], question
         answers = tmp_path / "out" / "answers.jsonl"
         whole = answers.read_bytes()
         answers.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]) + b'{"id": "torn')
-        ask(model, "llama", str(questions), tmp_path / "out", options)
+        moved = questions.rename(tmp_path / "moved.json")  # the same questions, wherever they are
+        ask(model, prepare("llama", str(moved), options), tmp_path / "out")
         assert answers.read_bytes() == whole
         with pytest.raises(ConfigError, match="was begun with other settings"):
-            ask(model, "llama", str(questions), tmp_path / "out", AskOptions(max_new_tokens=7, max_questions=2))
+            ask(model, prepare("llama", str(moved), replace(options, max_new_tokens=7)), tmp_path / "out")
 
 
-def test_the_template_is_that_of_the_training(tmp_path: Path) -> None:
-    assert template_of(str(tmp_path), None) == "plain"
-    (tmp_path / "tune.json").write_text('{"template": "alpaca"}')
-    assert template_of(str(tmp_path), None) == "alpaca"
-    assert template_of(str(tmp_path), "vicuna") == "vicuna"
+def test_template_and_tag_are_those_of_the_training(questions: Path, tmp_path: Path) -> None:
+    assert as_trained(str(tmp_path), AskOptions()).template == "plain"
+    with pytest.raises(ConfigError, match="does not say with which tag"):
+        as_trained(str(tmp_path), AskOptions(tag="trained"))
+    (tmp_path / "tune.json").write_text(json.dumps({"template": "alpaca", "tag": "\n[in {name}]"}))
+    trained = as_trained(str(tmp_path), AskOptions(tag="trained"))
+    assert (trained.template, trained.tag) == ("alpaca", "\n[in {name}]")
+    assert as_trained(str(tmp_path), AskOptions()).tag == ""
+    assert as_trained(str(tmp_path), AskOptions(template="vicuna")).template == "vicuna"
+    asked = prepare(str(tmp_path), str(questions), AskOptions(tag="trained", prompt="{question}"))
+    assert asked.turns[1, "English"] == "Which 1?\n[in English]"
+    assert asked.turns[1, "Chinese"] == "Which?\n[in Chinese]"
+
+
+def test_wrong_settings_end_before_a_model_is_loaded(questions: Path, tmp_path: Path) -> None:
+    for options, message in (
+        (AskOptions(template="none"), "There is no template 'none'"),
+        (AskOptions(prompt="{query}"), "cannot be filled in"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            prepare(str(tmp_path), str(questions), options)
 
 
 def test_turns() -> None:

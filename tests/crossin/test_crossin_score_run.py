@@ -144,9 +144,10 @@ def test_option_likelihoods(tmp_path: Path) -> None:
     (answers,) = read_file(path, by="likelihood")
     assert answers.options.tolist() == [[1, -1]]
     assert answers.undecided == {(0, 1): (0, 1)}
-    rows[0]["English"]["option_log_likelihoods"] = [-1.0]
-    with pytest.raises(DataError, match=r"row 1, English: option_log_likelihoods is not one number for each of the 4"):
-        read_file(write_json_rows(path, rows), by="likelihood")
+    for wrong in ([-1.0], ["a", "b", "c", "d"], None, [-1.0, -1.0, -1.0, None]):
+        rows[0]["English"]["option_log_likelihoods"] = wrong
+        with pytest.raises(DataError, match=r"row 1, English: option_log_likelihoods is not one number for each of"):
+            read_file(write_json_rows(path, rows), by="likelihood")
     with pytest.raises(ConfigError, match="There is no 'luck' here"):
         read_file(path, by="luck")
 
@@ -211,10 +212,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     twice = [{"item": 1, "language": "en", "response": "A", "answer": "A"}] * 2
     with pytest.raises(DataError, match="item 1 has two rows in en"):
         read_file(write_lines(tmp_path / "twice.jsonl", twice))
+    for choices in ("5", '"(A) red"', "(A) red;(B) blue"):
+        with pytest.raises(DataError, match="item 1, en: the choices are no list of texts"):
+            read_file(write_lines(tmp_path / "choices.jsonl", [{**twice[0], "choices": choices}]))
     with pytest.raises(DataError, match="row 1 lacks item, language or answer"):
         read_file(write_lines(tmp_path / "no.jsonl", [{**twice[0], "answer": None}]))
     (tmp_path / "a_score.json").write_text("{}")
-    with pytest.raises(DataError, match=r"There is no prediction file to score\. 1 files hold SeaEval's scores"):
+    with pytest.raises(DataError, match=r"There is no prediction file to score\. Files named \*_score\.json"):
         score_files([str(tmp_path / "a_score.json")], tmp_path / "out")
 
 
@@ -223,12 +227,34 @@ def test_the_tool_ends_with_a_fix(tmp_path: Path) -> None:
     assert "error: 'x:y' is to be compared" in tool(path, "--out", tmp_path, "--compare", "x:y", code=2)
     assert "does not exist" in tool(tmp_path / "b.json", "--out", tmp_path, code=3)
     assert "0 workers do nothing" in tool(path, "--out", tmp_path, "--workers", 0, code=2)
+    assert "cannot be made a folder" in tool(path, "--out", path, code=2)
 
 
 def test_short_names_leave_out_what_all_share() -> None:
     names = ["runs/m/a/p1.json", "runs/n/a/p1.json", "runs/t.csv (model)"]
     assert list(short_names(names[:2]).values()) == ["m/a/p1", "n/a/p1"]
     assert list(short_names(names[2:]).values()) == ["runs/t.csv (model)"]
+    asked = [f"runs/{one}/predictions.json" for one in ("base", "x2x")]
+    assert list(short_names(asked).values()) == ["base", "x2x"]
+    assert list(short_names(asked[:1]).values()) == ["runs/base"]
+
+
+def test_a_comparison_in_two_languages_shows_their_consistency(tmp_path: Path) -> None:
+    paths = [
+        str(write_json_rows(tmp_path / f"{seed}.json", prediction_rows(4, seed, languages=("English", "Chinese"))))
+        for seed in (1, 2)
+    ]
+    score_files(paths, tmp_path / "out", ScoreOptions(comparisons=(":".join(paths),), bootstrap=Bootstrap(0, 20)))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "consistency (s = 2)" in page
+    assert 'id="released"' in page
+
+
+def test_one_language_is_scored_and_said(tmp_path: Path) -> None:
+    path = write_json_rows(tmp_path / "a.json", prediction_rows(4, 1, languages=("English",)))
+    result = score_files([str(path)], tmp_path / "out", QUICK)
+    assert [row["kind"] for row in result.findings] == ["one_language"]
+    assert result.scored[0].row["consistency"] == {}
 
 
 def test_scoring_and_data_load_no_torch() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from crossin_samples import CHINESE_TASKS, ENGLISH_TASKS, SPANISH_TASKS, lines_of, task_rows, write_lines
 
-from megalign.crossin.data.languages import language_of
 from megalign.crossin.data.quality import apply_gate
 from megalign.crossin.data.sources import Record, read_lud, read_source
 from megalign.crossin.data.translate import ChatTranslator, LineTranslator, translate_lud
-from megalign.crossin.translators import TranslatorOptions, open_translator
+from megalign.crossin.translators import TranslatorOptions, open_translator, with_translations
 from megalign.endpoint import Cache, Client, Endpoint
 from megalign.errors import ConfigError, DataError
+from megalign.translation.languages import language_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "endpoint"))
@@ -62,7 +62,17 @@ def test_translations_are_aligned_and_pass_the_gate(english: Path, tmp_path: Pat
     with chat_server(honest) as server:
         translator = ChatTranslator(client(server), Cache(tmp_path / "cache"))
         said: list[str] = []
-        paths = translate_lud(read_source(str(english)), ["es", "zh"], translator, tmp_path / "out", said.append)
+        done: list[tuple[int, int]] = []
+        paths = translate_lud(
+            read_source(str(english)),
+            ["es", "zh"],
+            translator,
+            tmp_path / "out",
+            said.append,
+            lambda *rows: done.append(rows),
+        )
+    assert [rows for rows, _ in done] == [*range(1, 19), 18, *range(19, 37), 36]
+    assert {total for _, total in done} == {36}
     assert said == [f"{code}: 18 of 18 rows by model at {server.url}" for code in ("es", "zh")]
     lud = read_lud({"en": str(english), **paths})
     assert not any(apply_gate(lud).values())
@@ -193,7 +203,7 @@ def test_an_encoder_decoder_translates(tmp_path: Path) -> None:
     model = transformers.M2M100ForConditionalGeneration(config)
     model.save_pretrained(folder)
 
-    from megalign.crossin.translation_model import TranslationModel
+    from megalign.translation.model import TranslationModel
 
     opened = TranslationModel(str(folder), batch_size=2, max_new_tokens=40, device="cpu")
     assert opened._start_of(language_of("es")) == {"forced_bos_token_id": vocabulary["__es__"]}
@@ -217,3 +227,25 @@ def test_translators_that_are_refused(tmp_path: Path, english: Path) -> None:
         open_translator(TranslatorOptions(f"hf:{tmp_path}"), tmp_path / "c")
     with pytest.raises(ConfigError, match="translated from English into other languages"):
         translate_lud(read_source(str(english)), ["en"], LineTranslator(Upper(), Cache(tmp_path / "c")), tmp_path)
+    options = TranslatorOptions("http://127.0.0.1:9/v1", "m")
+    for files, targets, message in (
+        ({"en": str(english)}, "es,xx", "There is no language 'xx'"),
+        ({"en": str(english), "es": "x"}, "es", "es is to be translated, and has a file"),
+        ({"es": "x"}, "zh", "no English LUD file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_translations(files, targets, options, tmp_path, print, print)
+    assert with_translations({"zh": "x"}, "", options, tmp_path, print, print) == {"zh": "x"}
+    with pytest.raises(ConfigError, match="No translator is named"):
+        with_translations({"en": str(english)}, "es", TranslatorOptions(""), tmp_path, print, print)
+
+
+def test_an_endpoint_that_is_down_ends_the_run(tmp_path: Path) -> None:
+    """Not after every row has waited for it."""
+    english = write_lines(tmp_path / "en.jsonl", task_rows("en", 10))
+    with chat_server(honest) as server:
+        pass
+    translator = ChatTranslator(client(server, num_attempts=1), Cache(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"20 questions failed; the last \(\d+\): the connection failed"):
+        translate_lud(read_source(str(english)), ["es"], translator, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from megalign.crossin.prompts import Template  # noqa: E402
 from megalign.crossin.tuning.examples import Example, batches, encode, read_rows  # noqa: E402
-from megalign.crossin.tuning.lora import adapted, linear_modules, load_model  # noqa: E402
+from megalign.crossin.tuning.lora import adapted, described_adapter, linear_modules, load_model  # noqa: E402
 from megalign.crossin.tuning.settings import LoraSettings, TuneConfig, load_tune  # noqa: E402
 from megalign.crossin.tuning.train import collate, learning_rate, tune, weighted_loss  # noqa: E402
 from megalign.errors import ConfigError, DataError, EnvironmentProblem  # noqa: E402
@@ -159,8 +159,13 @@ def test_a_continued_run_is_the_uninterrupted_one(
         "lora": {"dropout": 0.2, "embeddings": True},
     }
     config = config_for(tiny_models["llama"], data, **changed)
-    whole = tune(config, tmp_path / "whole")
+    said: list[str] = []
+    steps: list[tuple[int, int]] = []
+    whole = tune(config, tmp_path / "whole", say=said.append, progress=lambda *done: steps.append(done))
     assert whole is not None
+    assert steps == [(step, whole.num_steps) for step in range(1, whole.num_steps + 1)]
+    assert said[1].startswith("LoRA on 2 q_proj, 2 k_proj, ")
+    assert said[1].endswith(" parameters tuned")
     stop = whole.num_steps // 2 + 1
     assert tune(config, tmp_path / "parts", stop_after=stop) is None
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as stream:
@@ -217,11 +222,13 @@ def test_every_module_has_an_adapter(tiny_models: dict[str, Path], data: Path) -
         trained = {name for name, one in tuned.named_parameters() if one.requires_grad}
         assert len(trained) == 2 * sum(there.values())
         assert all("lora_" in name for name in trained)
+        assert "no adapter" not in described_adapter(tuned, found)
     model, _ = load_model(config_for(tiny_models["llama"], data, dtype="bfloat16"))
     tuned, found = adapted(
         model, LoraSettings.model_validate(SMALL | {"modules": ["q_proj", "v_proj"], "embeddings": True})
     )
     assert found == {"q_proj": 2, "v_proj": 2}
+    assert "; 10 matrices of the model have no adapter, such as model.layers.0." in described_adapter(tuned, found)
     trained = {name: one.dtype for name, one in tuned.named_parameters() if one.requires_grad}
     assert set(trained.values()) == {torch.float32}
     assert sum("lora_" in name for name in trained) == 8
@@ -277,15 +284,19 @@ def test_too_long_rows(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     [
         ({"instruction": "x", "output": " "}, "row 0 has an empty answer"),
         ({"instruction": " ", "output": "x"}, "row 0 has an empty question"),
+        ([1], "row 0 is no object"),
+        ({"instruction": "x", "output": 7}, "row 0: question and answer are to be texts"),
+        ({"messages": [{"role": "user", "content": ["x"]}, {"role": "assistant", "content": "x"}]}, "are to be texts"),
+        ({"messages": "x"}, "row 0 is no question with one answer"),
         ({"text": "x"}, "row 0 has neither messages nor instruction and output"),
         ({"id": "m", "messages": [{"role": "user", "content": "x"}]}, "m is no question with one answer"),
     ],
 )
-def test_rows_without_a_label(row: dict[str, Any], message: str, tiny_models: dict[str, Path]) -> None:
+def test_rows_without_a_label(row: Any, message: str, tiny_models: dict[str, Path]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models["llama"])
     with pytest.raises(DataError, match=message):
         encode([row], tokenizer, Template.of("plain"), 60, "error")
-    with pytest.raises(DataError, match="has no prompt and completion"):
+    with pytest.raises(DataError, match=r"has no prompt and completion|is no object"):
         encode([row], tokenizer, None, 60, "error")
 
 
@@ -341,6 +352,7 @@ def test_two_processes_do_what_one_does(tiny_models: dict[str, Path], data: Path
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     tune(config, tmp_path / "one")
+    assert done.stdout.count("4 steps, last loss") == 1  # the first process alone speaks
     one, two = (lines_of(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(two) == 4
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)

@@ -214,3 +214,21 @@ def test_a_slow_server_does_not_hold_the_run(tmp_path: Path) -> None:
         )
         assert time.monotonic() - begun < 5
     assert failures[0].reason == "no answer within 0.3 seconds"
+
+
+def test_many_failures_in_a_row_end_the_run(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        return Reply("yes" if int(body["messages"][0]["content"]) % 4 == 3 else "no")
+
+    def checked(text: str) -> str:
+        if text != "yes":
+            raise BadAnswer("the answer is no")
+        return text
+
+    with chat_server(answer) as server:
+        asked = client(server.url, num_attempts=1, num_parallel=1)
+        questions = [question(str(number), checked, str(number)) for number in range(12)]
+        answers = asked.ask_all(questions, Cache(tmp_path / "a"), max_failures_in_a_row=4)
+        assert [place for place, one in enumerate(answers) if one] == [3, 7, 11]
+        with pytest.raises(DataError, match=r"3 questions failed; the last \(2\): the answer is no"):
+            asked.ask_all(questions, Cache(tmp_path / "b"), max_failures_in_a_row=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 import orjson
 
 from megalign.crossin.data.datasheet import datasheet
-from megalign.crossin.data.mix import Mix, build_rows
+from megalign.crossin.data.mix import MODES, Mix, build_rows
 from megalign.crossin.data.quality import REASONS, Gate, apply_gate
 from megalign.crossin.data.sources import Lud, Source, read_lud, read_source
 from megalign.crossin.prompts import Template
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
-from megalign.files import new_folder, write_bytes, write_json, write_text
+from megalign.files import make_folder, new_folder, write_bytes, write_json, write_text
 
 FORMATS = ("jsonl", "hf", "both")
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Built:
     rows: list[dict[str, Any]]
     dropped: dict[str, dict[str, int]]
 
+    def by_mode(self) -> str:
+        """How many rows each mode has, in words."""
+        counts = Counter(row["mode"] for row in self.rows)
+        return ", ".join(f"{mode} {counts[mode]}" for mode in MODES if counts[mode])
+
     def losses(self) -> list[str]:
         """What the gate dropped, a line per language and reason."""
         return [
@@ -62,24 +68,29 @@ class Built:
         ]
 
 
-def build(options: BuildOptions, out: Path) -> Built:
-    """Build a mix into the folder `out`, which appears when it is whole and replaces an earlier one.
+def build(options: BuildOptions, out: Path, say: Callable[[str], None] = lambda said: None) -> Built:
+    """Build a mix into the folder `out`, which appears when it is whole and replaces an earlier mix; `say` gets what is done, in words.
 
     Writes mix.jsonl and / or dataset/, dropped.jsonl (language, row, reason), manifest.json (settings, sources, counts) and
     datasheet.md.
 
     Raises:
-        ConfigError: settings that do not fit each other or the data.
+        ConfigError: settings that do not fit each other or the data; something else than a mix stands at `out`.
         DataError: files that are missing, damaged or misaligned; a language that loses too many rows.
         EnvironmentProblem: a library that a format needs is not installed.
     """
+    check_replaceable(out)
     if options.format not in FORMATS:
         raise ConfigError(f"There is no format {options.format!r}.", fix=f"Choose {', '.join(FORMATS)}.")
     template = Template.of(options.template) if options.template else None
     ctd = read_source(options.ctd) if options.ctd else None
+    if ctd:
+        say(f"{ctd.name}: {len(ctd.records)} rows")
     lud = read_lud(options.lud) if options.lud else None
-    dropped = apply_gate(lud, options.gate) if lud else {}
+    dropped: dict[str, dict[str, int]] = {}
     if lud:
+        say(f"{', '.join(one.name for one in lud.sources.values())}: {lud.num_rows} rows each, aligned; now checked")
+        dropped = apply_gate(lud, options.gate)
         _refuse_ruined(lud, dropped, options.max_dropped_share)
     rows = build_rows(options.mix, ctd, lud)
     if template:
@@ -95,8 +106,24 @@ def build(options: BuildOptions, out: Path) -> Built:
             _save_dataset(rows, folder / "dataset")
         write_bytes(folder / "dropped.jsonl", _lines(_dropped_rows(lud)))
         write_text(folder / "datasheet.md", datasheet(manifest))
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / MANIFEST, manifest)
     return built
+
+
+def check_replaceable(out: Path) -> None:
+    """Let nothing but an earlier mix be replaced.
+
+    Raises:
+        ConfigError: `out` is a file, or a folder with other content.
+    """
+    is_mix = (out / MANIFEST).is_file() and (out / "datasheet.md").is_file()
+    if out.exists() and not is_mix and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists and is no mix.",
+            "It would be replaced as a whole.",
+            "Name a new folder, or remove this one yourself.",
+        )
+    make_folder(out.parent)
 
 
 def _refuse_ruined(lud: Lud, dropped: dict[str, dict[str, int]], most: float) -> None:

@@ -30,7 +30,7 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
         *_notes(manifest["notes"]),
         "## How rows were drawn",
         f"Seed {manifest['seed']}. Without replacement; pairs of languages take turns "
-        + (f"by the weights {manifest['pairs']}" if manifest["pairs"] else "equally")
+        + (f"by weight ({_weights(manifest['pairs'])})" if manifest["pairs"] else "equally")
         + f"; each mode has a random stream of its own. Tag of the answer's language: `{manifest['tag']!r}`. "
         f"Template: {manifest['template'] or 'none'}.",
         "## Quality gate",
@@ -43,6 +43,10 @@ def datasheet(manifest: Mapping[str, Any]) -> str:
 
 def _pair_rows(manifest: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return [(one["mode"], one["source"], one["target"], one["rows"]) for one in manifest["rows_by_pair"]]
+
+
+def _weights(pairs: Mapping[str, float]) -> str:
+    return ", ".join(f"{pair} {weight:g}" for pair, weight in pairs.items())
 
 
 def _characters(manifest: Mapping[str, Any]) -> str:

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from megalign.corpus.keyed_random import generator
-from megalign.crossin.data.languages import language_of
 from megalign.crossin.data.sources import ENGLISH, Lud, Source
 from megalign.crossin.prompts import DEFAULT_TAG, TRANSLATE, Tag, user_turn
 from megalign.errors import ConfigError, DataError
+from megalign.translation.languages import language_of
 
 MODES = ("base", "en2x", "x2en", "x2x", "translation")
 ALL = "all"

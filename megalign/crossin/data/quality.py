@@ -7,15 +7,16 @@ are, and are left out where the language is tested.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import regex
 
-from megalign.crossin.data.languages import Language, language_of, script_shares, small_word_language
-from megalign.crossin.data.sources import ENGLISH, FIELDS, Lud, Record
+from megalign.crossin.data.sources import ENGLISH, FIELDS, Lud, Record, parse_named
 from megalign.errors import ConfigError
+from megalign.translation.languages import Language, language_of, script_shares, small_word_language
 
 REASONS = {
     "missing": "instruction or output is empty",
@@ -53,11 +54,29 @@ class Gate:
     min_kept_code: float = 0.8
     min_kept_numbers: float = 0.6
 
+    @classmethod
+    def parse(cls, given: Sequence[str]) -> Gate:
+        """The gate with thresholds replaced by texts such as "max_copied_share=0.8".
+
+        Raises:
+            ConfigError: there is no such threshold, or it is no number.
+        """
+        known = {one.name: int if one.name == "min_letters" else float for one in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, text in parse_named(given).items():
+            if name not in known:
+                raise ConfigError(f"The gate has no {name!r}.", fix=f"Choose of {', '.join(known)}.")
+            try:
+                values[name] = known[name](text)
+            except ValueError:
+                raise ConfigError(f"The gate's {name} is {text!r}.", fix="Set a number.") from None
+        return cls(**values)
+
     def __post_init__(self) -> None:
         for name in ("min_script_share", "max_copied_share", "min_kept_code", "min_kept_numbers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"The gate's {name} is {getattr(self, name)}.", fix="Set a share from 0 to 1.")
-        if self.max_length_factor <= 1:
+        if not self.max_length_factor > 1:
             raise ConfigError(f"The gate's max_length_factor is {self.max_length_factor}.", fix="Set more than 1.")
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 import regex
 
-from megalign.crossin.data.languages import Language, language_of
 from megalign.crossin.data.sources import ENGLISH, FIELDS, Record, Source
 from megalign.endpoint import BadAnswer, Cache, Client, Failure, Question, json_object
 from megalign.errors import ConfigError
 from megalign.files import write_bytes
+from megalign.translation.languages import Language, language_of
 
 SYSTEM = (
     "You translate training data for language models from English into {name}. The user gives a JSON object with the keys instruction, "
@@ -31,7 +32,10 @@ _LINES = regex.compile(r"(```.*?(?:```|\Z)|[^\n]+|\n+)", regex.DOTALL)
 _LETTERS = regex.compile(r"\p{L}")
 MIN_LETTERS = 12
 
-Progress = Callable[[int, int], None]
+MAX_FAILURES_IN_A_ROW = 20
+
+Failed = Callable[[int, str], None]
+Advance = Callable[[int], None]
 
 
 class Translator(Protocol):
@@ -40,9 +44,9 @@ class Translator(Protocol):
     name: str
 
     def translate(
-        self, records: Sequence[Record], target: Language, on_failure: Callable[[int, str], None]
+        self, records: Sequence[Record], target: Language, on_failure: Failed, advance: Advance = lambda done: None
     ) -> list[Record | None]:
-        """One result per record; `on_failure` gets the row and the reason of each None."""
+        """One result per record; `on_failure` gets the row and the reason of each None, `advance` the records done so far."""
         ...
 
 
@@ -58,9 +62,9 @@ class ChatTranslator:
         self.name = f"{self.client.endpoint.model} at {self.client.endpoint.base_url}"
 
     def translate(
-        self, records: Sequence[Record], target: Language, on_failure: Callable[[int, str], None]
+        self, records: Sequence[Record], target: Language, on_failure: Failed, advance: Advance = lambda done: None
     ) -> list[Record | None]:
-        """One question per record."""
+        """One question per record. An endpoint that gives no good answer many times in a row ends the run: DataError."""
         system = {"role": "system", "content": SYSTEM.format(name=target.name)}
         questions = []
         for record in records:
@@ -68,10 +72,25 @@ class ChatTranslator:
             asked = {"role": "user", "content": json.dumps(texts, ensure_ascii=False)}
             questions.append(Question([system, asked], _checked(texts), str(record.place)))
 
+        done = 0
+
+        def ended(_: int) -> None:
+            nonlocal done
+            done += 1
+            advance(done)
+
         def failed(failure: Failure) -> None:
             on_failure(int(failure.name), f"{failure.reason} (after {failure.attempts} attempts)")
+            ended(0)
 
-        answers = self.client.ask_all(questions, self.cache, on_failure=failed)
+        answers = self.client.ask_all(
+            questions,
+            self.cache,
+            on_failure=failed,
+            on_answer=ended,
+            max_failures_in_a_row=MAX_FAILURES_IN_A_ROW,
+        )
+        advance(len(records))
         return [
             None
             if answer is None
@@ -103,7 +122,7 @@ class LineTranslator:
         self.name = self.model.name
 
     def translate(
-        self, records: Sequence[Record], target: Language, on_failure: Callable[[int, str], None]
+        self, records: Sequence[Record], target: Language, on_failure: Failed, advance: Advance = lambda done: None
     ) -> list[Record | None]:
         """Every line that needs it is translated once, however often it stands in the data."""
         parts = {(row, name): _LINES.findall(getattr(one, name)) for row, one in enumerate(records) for name in FIELDS}
@@ -115,6 +134,7 @@ class LineTranslator:
             for line, result in zip(lines, self.model.texts(lines, target), strict=True):
                 if result is not None and result.strip():
                     self.cache.put(keys[line], result)
+            advance(len(records) * (start + len(lines)) // len(todo))
         translated: list[Record | None] = []
         for row, record in enumerate(records):
             texts: dict[str, str] = {}
@@ -134,11 +154,13 @@ def translate_lud(
     targets: Sequence[str],
     translator: Translator,
     folder: Path,
-    progress: Callable[[str], None] = lambda said: None,
+    say: Callable[[str], None] = lambda said: None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
     """Write one file per language, aligned with the English one; the path by language.
 
-    A row that failed has empty texts and the key `failure`; the quality gate drops and counts it as missing.
+    A row that failed has empty texts and the key `failure`; the quality gate drops and counts it as missing. `say` gets a line per
+    language and its first failures, `advance` the rows done so far, and of all languages.
 
     Raises:
         ConfigError: no language to translate into, or English.
@@ -146,9 +168,11 @@ def translate_lud(
     if not targets or ENGLISH in targets:
         raise ConfigError("LUD is translated from English into other languages.", fix="Name some, such as zh,vi.")
     paths = {}
-    for code in targets:
+    num_rows = len(english.records)
+    for number, code in enumerate(targets):
         failures: dict[int, str] = {}
-        results = translator.translate(english.records, language_of(code), failures.__setitem__)
+        shown = partial(_shown, advance, number * num_rows, len(targets) * num_rows)
+        results = translator.translate(english.records, language_of(code), failures.__setitem__, shown)
         lines = []
         for record, result in zip(english.records, results, strict=True):
             row: dict[str, Any] = {name: getattr(result, name) if result else "" for name in FIELDS}
@@ -158,10 +182,14 @@ def translate_lud(
         path = folder / f"{code}.jsonl"
         write_bytes(path, b"".join(lines))
         paths[code] = str(path)
-        progress(f"{code}: {len(results) - len(failures)} of {len(results)} rows by {translator.name}")
+        say(f"{code}: {len(results) - len(failures)} of {len(results)} rows by {translator.name}")
         for place, reason in sorted(failures.items())[:5]:
-            progress(f"{code}: row {place}: {reason}")
+            say(f"{code}: row {place}: {reason}")
     return paths
+
+
+def _shown(advance: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    advance(before + done, total)
 
 
 def _checked(texts: dict[str, str]) -> Callable[[str], dict[str, str]]:

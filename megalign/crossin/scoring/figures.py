@@ -78,7 +78,7 @@ def heat_map(
     names = [plain(name, 44) for name in rows]
     left = 0.4 + 0.066 * max(map(len, names))
     with matplotlib.rc_context(STYLE):
-        size = (left + column_inches * len(languages), 0.8 + 0.27 * len(names))
+        size = (max(5.0, left + column_inches * len(languages)), 1.0 + 0.27 * len(names))
         canvas = Canvas(figsize=size, layout="constrained")
         axes = canvas.add_subplot()
         axes.imshow(grid, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto")

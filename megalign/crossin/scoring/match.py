@@ -33,7 +33,7 @@ class Matcher:
     """Matches responses to one question's choices.
 
     Attributes:
-        choices: the options' texts, "(A) ..." and so on, at most ten.
+        choices: the options' texts, "(A) ..." and so on, at most ten; their letters are those written, else by place.
 
     Raises:
         DataError: fewer than two choices, or more than ten.
@@ -51,8 +51,8 @@ class Matcher:
             )
         written: dict[str, int] = {}
         spoken: dict[str, int] = {}
-        for place, choice in enumerate(self.choices):
-            letter = LETTERS[place]
+        for place, (choice, number) in enumerate(zip(self.choices, letters_of(self.choices), strict=True)):
+            letter = LETTERS[number]
             for text in (choice, choice.lower(), choice.upper(), f"({letter})", f"({letter.lower()})"):
                 written[text] = place
             spoken[_LONE_A if letter == "A" else f" {letter.lower()} "] = place
@@ -131,6 +131,5 @@ def answer_place(answer: str, choices: Sequence[str]) -> int | None:
     if answer in choices:
         return choices.index(answer)
     letter = answer.strip().strip("()").upper()
-    if len(letter) == 1 and letter in LETTERS[: len(choices)]:
-        return LETTERS.index(letter)
-    return None
+    letters = [LETTERS[number] for number in letters_of(tuple(choices))]
+    return letters.index(letter) if letter in letters else None

@@ -73,12 +73,18 @@ def render_page(
         num_drawn=sum(len(one.answers.undecided) for one in scored),
         num_published=sum("published_difference" in one.row for one in scored),
         options=options,
-        compared=[row for row in comparisons if row["language"] is None and row["s"] in (None, HEADLINE)],
+        compared=[row for row in comparisons if _is_shown(row, groups)],
         short={name: short for group in groups for name, short in group.names.items()},
         num_comparisons=len(comparisons),
         findings=findings[:MAX_FINDINGS_SHOWN],
         num_findings=len(findings),
     )
+
+
+def _is_shown(row: Row, groups: Sequence[Group]) -> bool:
+    """Whether a comparison is of a whole file, at its headline number of languages."""
+    group = next(group for group in groups if row["base"] in group.names)
+    return row["language"] is None and row["s"] in (None, group.s)
 
 
 def groups_of(scored: Sequence[Scored]) -> list[Group]:
@@ -98,14 +104,18 @@ def groups_of(scored: Sequence[Scored]) -> list[Group]:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """File names without the folders that all share, and without their ending."""
+    """File names without the folders that all share, without their ending, and without a "predictions.json" that all share."""
     parts = [Path(name).parts for name in names]
     shared = 0
     while len(names) > 1 and all(len(one) > shared + 1 and one[shared] == parts[0][shared] for one in parts):
         shared += 1
     if len(names) == 1:
         shared = max(0, len(parts[0]) - 3)
-    return {name: _without_ending("/".join(one[shared:])) for name, one in zip(names, parts, strict=True)}
+    kept = [one[shared:] for one in parts]
+    # Files that megalign wrote are all named alike; their folders tell them apart.
+    if all(len(one) > 1 and one[-1] == "predictions.json" for one in kept):
+        kept = [one[:-1] for one in kept]
+    return {name: _without_ending("/".join(one)) for name, one in zip(names, kept, strict=True)}
 
 
 def _without_ending(name: str) -> str:
@@ -134,9 +144,9 @@ def _heat_map(group: Group) -> Picture | None:
     if len(group.scored) > MAX_HEAT_MAP_FILES:
         return None
     rows = {group.names[one.answers.name]: one.row["deterministic"]["accuracy_by_language"] for one in group.scored}
-    title = f"Accuracy by language, {group.title}"
     languages = group.scored[0].answers.languages
-    return Picture(heat_map(title, rows, languages), f"{title}: a cell per file")
+    alt = f"Accuracy by language, {group.title}: a row per file; the numbers are in scores.csv"
+    return Picture(heat_map(group.title, rows, languages), alt)
 
 
 def share(value: float | None) -> str:

@@ -131,10 +131,10 @@ def _by_model(rows: Sequence[Any], label: str) -> Iterator[tuple[str, list[Row]]
             cells[language][LIKELIHOODS] = row[LIKELIHOODS]
     num_options = _letters_used(rows)
     for model, items in models.items():
-        for cells in items.values():
+        for item, cells in items.items():
             for language, cell in cells.items():
                 if language != "id":
-                    cell["choices"] = _choices(cell["choices"], num_options)
+                    cell["choices"] = _choices(cell["choices"], num_options, f"{label}: item {item}, {language}")
         yield model, list(items.values())
 
 
@@ -144,14 +144,16 @@ def _letters_used(rows: Sequence[Row]) -> int:
     return max([4, *(LETTERS.index(one) + 1 for one in given if len(one) == 1 and one in LETTERS)])
 
 
-def _choices(given: Any, num_options: int) -> list[str]:
+def _choices(given: Any, num_options: int, where: str) -> list[str]:
     if given is None or given == "":
         return [f"({letter})" for letter in LETTERS[:num_options]]
     if isinstance(given, str):
         try:
             given = json.loads(given)
         except json.JSONDecodeError:
-            raise DataError(f"The choices {given!r} are no JSON list.") from None
+            given = None
+    if not isinstance(given, list):
+        raise DataError(f"{where}: the choices are no list of texts (in a CSV file, of a JSON list).")
     return [str(choice) for choice in given]
 
 
@@ -185,6 +187,8 @@ def _answers(label: str, model: str, rows: Sequence[Any], cut: bool, by: str) ->
         repeated = [name for name in dict.fromkeys(items) if items.count(name) > 1]
         faults["repeated_ids"] = repeated
         items = [f"{name} (row {place + 1})" if name in repeated else name for place, name in enumerate(items)]
+    if len(languages) == 1:
+        faults["one_language"] = [languages[0]]
     found = tuple(_findings(faults))
     return Answers(label, model, languages, tuple(items), options, gold, num_options, undecided, found)
 
@@ -225,7 +229,7 @@ def _choices_of(cell: Row, where: str) -> list[str]:
 def _named(cell: Row, choices: list[str], cut: bool, by: str, where: str) -> tuple[int, ...]:
     if by == "likelihood":
         values = cell.get(LIKELIHOODS)
-        if not isinstance(values, list) or len(values) != len(choices) or not np.isfinite(values).all():
+        if not isinstance(values, list) or len(values) != len(choices) or not all(map(_is_number, values)):
             raise DataError(
                 f"{where}: {LIKELIHOODS} is not one number for each of the {len(choices)} choices.",
                 fix="Make them by `megalign crossin eval --mode likelihood`, or score by text.",
@@ -244,11 +248,16 @@ def _named(cell: Row, choices: list[str], cut: bool, by: str, where: str) -> tup
     return matcher(tuple(choices)).options(response.split("\n")[0] if cut else response)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
 def _findings(faults: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
     said = {
         "answer_not_in_choices": "right answers are not among the choices, so no response can be right: rows",
         "different_answers": "questions have another right letter in another language: rows",
-        "repeated_ids": "ids stand at several questions; each is scored: ",
+        "repeated_ids": "ids stand at several questions; each is scored:",
+        "one_language": "language is too few for consistency:",
     }
     for kind, places in faults.items():
         more = f" and {len(places) - MAX_SHOWN} more" if len(places) > MAX_SHOWN else ""

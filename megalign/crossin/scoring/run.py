@@ -21,7 +21,7 @@ from megalign.crossin.scoring.page import render_page
 from megalign.crossin.scoring.read import is_score_file, read_file
 from megalign.crossin.scoring.scores import Scores, accuracy_deviation, expected_released, score
 from megalign.errors import ConfigError, DataError
-from megalign.files import read_json, write_bytes, write_text
+from megalign.files import make_folder, read_json, write_bytes, write_text
 
 Row = dict[str, Any]
 
@@ -98,9 +98,10 @@ def score_files(files: Sequence[str], out: Path, options: ScoreOptions | None = 
     if not wanted:
         raise DataError(
             "There is no prediction file to score.",
-            f"{len(skipped)} files hold SeaEval's scores." if skipped else "",
+            "Files named *_score.json hold SeaEval's scores." if skipped else "",
             "Name files with predictions.",
         )
+    make_folder(out)
     result = Result(_score_all(wanted, options), [], skipped)
     by_name = {one.answers.name: one.answers for one in result.scored}
     for pair in options.comparisons:

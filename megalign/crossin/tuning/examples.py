@@ -90,6 +90,8 @@ def encode(
     long: list[tuple[str, int, int]] = []
     num_dropped = num_cut = 0
     for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(f"row {number} is no object.", fix="A row is {instruction, input, output}.")
         name = str(row.get("id", f"row {number}"))
         prompt, completion = _texts(row, name, template)
         special = template is None or not template.writes_special_tokens
@@ -124,13 +126,18 @@ def _texts(row: Mapping[str, Any], name: str, template: Template | None) -> tupl
         return prompt, completion
     messages = row.get("messages")
     if messages:
-        if len(messages) != 2 or [one.get("role") for one in messages] != ["user", "assistant"]:
+        is_chat = isinstance(messages, list) and all(isinstance(one, Mapping) for one in messages)
+        if not is_chat or [one.get("role") for one in messages] != ["user", "assistant"]:
             raise DataError(f"{name} is no question with one answer.", "Chats of several turns are not supported.")
-        turn, answer = messages[0]["content"], messages[1]["content"]
+        turn, answer = (one.get("content") for one in messages)
     elif "instruction" in row and "output" in row:
-        turn, answer = user_turn(row["instruction"], row.get("input") or ""), row["output"]
+        turn, answer = row["instruction"], row["output"]
+        if isinstance(turn, str):
+            turn = user_turn(turn, str(row.get("input") or ""))
     else:
         raise DataError(f"{name} has neither messages nor instruction and output.")
+    if not (isinstance(turn, str) and isinstance(answer, str)):
+        raise DataError(f"{name}: question and answer are to be texts.")
     if not (turn.strip() and answer.strip()):
         raise DataError(f"{name} has an empty {'answer' if turn.strip() else 'question'}.", "It has no label.")
     return template.prompt(turn), template.completion(turn, answer)

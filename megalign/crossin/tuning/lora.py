@@ -111,6 +111,29 @@ def adapted(model: Any, settings: LoraSettings) -> tuple[Any, dict[str, int]]:
     return with_adapter, dict(found)
 
 
+def described_adapter(model: Any, modules: dict[str, int]) -> str:
+    """What is tuned, in words; names matrices without an adapter, such as experts that are no linear modules."""
+    from peft.tuners.lora import LoraLayer
+
+    tuned = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    total = sum(one.numel() for one in model.parameters())
+    adapted_ids = {
+        id(one) for module in model.modules() if isinstance(module, LoraLayer) for one in module.parameters()
+    }
+    embeddings = [one for one in model.modules() if isinstance(one, torch.nn.Embedding)]
+    embeddings += [one for one in (model.get_input_embeddings(), model.get_output_embeddings()) if one is not None]
+    embedding_ids = {id(one) for module in embeddings for one in module.parameters()}
+    left = [
+        name.removeprefix("base_model.model.").removesuffix(".weight")
+        for name, one in model.named_parameters()
+        if one.ndim > 1 and not one.requires_grad and id(one) not in adapted_ids | embedding_ids
+    ]
+    said = f"LoRA on {', '.join(f'{count} {name}' for name, count in modules.items())}: {tuned} of {total} parameters tuned"
+    if left:
+        said += f"; {len(left)} matrices of the model have no adapter, such as {left[0]}"
+    return said
+
+
 def _embeddings(model: Any) -> list[str]:
     """Last names of the input and output embeddings; of tied ones, the input's."""
     wanted = [model.get_input_embeddings()]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 
 from megalign.corpus.keyed_random import generator
+from megalign.crossin.data.build import MANIFEST
 from megalign.crossin.prompts import Template
 from megalign.crossin.tuning.examples import Example, Examples, batches, encode, read_rows
-from megalign.crossin.tuning.lora import adapted, load_model
+from megalign.crossin.tuning.lora import adapted, described_adapter, load_model
 from megalign.crossin.tuning.settings import TuneConfig
 from megalign.crossin.tuning.state import load_state, save_state, trainable
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
-from megalign.files import new_folder, write_json, write_text
+from megalign.files import make_folder, new_folder, read_json, write_json, write_text
 
 PACKING_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
@@ -41,29 +42,44 @@ class Tuned:
     last_loss: float
 
 
-def tune(config: TuneConfig, out: Path, *, stop_after: int | None = None) -> Tuned | None:
+def tune(
+    config: TuneConfig,
+    out: Path,
+    *,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = lambda said: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tuned | None:
     """Tune an adapter into `out`; run again to continue.
 
     Writes out/adapter (adapter_model.safetensors, adapter_config.json, the tokenizer, tune.json), out/metrics.jsonl (a line per step),
-    out/state while it runs, and out/merged where asked for.
+    out/state, from which a stopped run continues, and out/merged where asked for.
 
     Args:
         config: what is tuned on what.
         out: folder of the run.
         stop_after: save the state and return None after this step, as if the run had been stopped there.
+        say: gets what is tuned on what, and the result, in words; on the first process alone.
+        progress: gets the steps done and all steps; on the first process alone.
 
     Raises:
-        ConfigError: settings that do not fit the model, or another run's state in `out`.
+        ConfigError: settings that do not fit the model, another run's state in `out`, or `out` cannot be a folder.
         DataError: model or data that cannot be used; a loss that is not finite.
         EnvironmentProblem: a library is missing, or the model cannot keep packed rows apart.
     """
+    make_folder(out)
     accelerator = _accelerator(config)
+    if not accelerator.is_main_process:
+        say, progress = _unsaid, _unsaid
     model, tokenizer = load_model(config)
     template = None if config.template is None else Template.of(config.template, tokenizer)
     data = encode(read_rows(Path(config.data)), tokenizer, template, config.context_tokens, config.too_long)
+    lost = f"; {data.num_dropped} too long and dropped, {data.num_cut} cut" if data.num_dropped or data.num_cut else ""
+    say(f"{config.data}: {len(data.examples)} rows, {sum(one.num_labels for one in data.examples)} labels{lost}")
     # The adapter's start does not depend on what was drawn before.
     torch.manual_seed(_seed(config.seed, "adapter"))
     model, modules = adapted(model, config.lora)
+    say(described_adapter(model, modules))
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -76,14 +92,21 @@ def tune(config: TuneConfig, out: Path, *, stop_after: int | None = None) -> Tun
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
     fingerprint = {**config.fingerprint(), "data": data.fingerprint}
     start = load_state(out / "state", model, optimizer, fingerprint)
-    run = _Run(config, accelerator, accelerator.prepare_model(model), optimizer, data, out, fingerprint)
+    run = _Run(config, accelerator, accelerator.prepare_model(model), optimizer, data, out, fingerprint, progress)
+    if start:
+        say(f"continued after step {start} of {run.num_steps}")
     last_loss = run.steps(start, stop_after)
     if stop_after is not None and stop_after < run.num_steps:
         return None
     if accelerator.is_main_process:
         save_adapter(config, accelerator.unwrap_model(run.model), tokenizer, modules, data, out)
     accelerator.wait_for_everyone()
+    say(f"{run.num_steps} steps, last loss {last_loss:.4f}: {out / 'adapter'}")
     return Tuned(out / "adapter", run.num_steps, last_loss)
+
+
+def _unsaid(*_: Any) -> None:
+    """What processes but the first say."""
 
 
 @dataclass
@@ -95,6 +118,7 @@ class _Run:
     data: Examples
     out: Path
     fingerprint: dict[str, Any]
+    progress: Callable[[int, int], None]
 
     def __post_init__(self) -> None:
         total = sum(1 for epoch in range(self.config.epochs) for _ in self._epoch(epoch))
@@ -123,6 +147,7 @@ class _Run:
             line = self._step(step, batch)
             last_loss = line["loss"]
             line |= {"step": step + 1, "epoch": epoch, "seconds": time.perf_counter() - begun}
+            self.progress(step + 1, self.num_steps)
             if self.accelerator.is_main_process:
                 with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(line) + "\n")
@@ -265,10 +290,16 @@ def check_packing(model: Any, examples: Sequence[Example], config: TuneConfig) -
 def save_adapter(
     config: TuneConfig, model: Any, tokenizer: Any, modules: dict[str, int], data: Examples, out: Path
 ) -> None:
-    """Write the adapter with its tokenizer and how it was made, and the merged model where asked for."""
+    """Write the adapter with its tokenizer and how it was made, and the merged model where asked for.
+
+    tune.json names the template and, for a mix of tools/build_crossin.py, its tag, so that questions are asked as answers were learned.
+    """
+    manifest = Path(config.data) / MANIFEST
+    made = read_json(manifest) if manifest.is_file() else {}
     described = {
         "settings": config.model_dump(),
-        "template": config.template,
+        "template": config.template or made.get("template"),
+        "tag": made.get("tag"),
         "modules": modules,
         "num_examples": len(data.examples),
         "num_dropped": data.num_dropped,

@@ -83,6 +83,7 @@ _ALL = (
 )  # fmt: skip
 LANGUAGES = {language.code: language for language in _ALL}
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
+_LETTER = regex.compile(r"\p{L}")
 _SCRIPTS = sorted({script for language in _ALL for script in language.scripts})
 _OF_SCRIPT = regex.compile("|".join(rf"(?P<{script}>\p{{Script={script}}})" for script in _SCRIPTS))
 # Below this many small words, or this share of all words, a text in Latin script could be any language.
@@ -112,15 +113,31 @@ def language_named(name: str) -> Language:
     return found
 
 
+def known_language(code: str) -> Language | None:
+    """The language of a code, whatever its region ("zh-TW", "pt_BR"); None for an unknown one."""
+    return LANGUAGES.get(code.replace("_", "-").split("-")[0].lower())
+
+
+def is_written_in(text: str, language: Language) -> bool:
+    """Whether a text has a letter of one of a language's scripts; true for texts without letters.
+
+    More is not asked for: Chinese terms have Latin letters in them ("T恤").
+    """
+    if not _LETTER.search(text):
+        return True
+    return any(regex.search(rf"\p{{Script={script}}}", text) for script in language.scripts)
+
+
 @lru_cache(maxsize=4096)
-def _script_of(character: str) -> str | None:
+def script_of(character: str) -> str | None:
+    """The script of a letter, among those of the known languages; None for any other character."""
     found = _OF_SCRIPT.match(character)
     return found.lastgroup if found else None
 
 
 def script_shares(text: str) -> dict[str, float]:
     """The share of each script among the letters of a text that are of a known script; empty for a text without letters."""
-    counts = Counter(script for character in text if character.isalpha() and (script := _script_of(character)))
+    counts = Counter(script for character in text if character.isalpha() and (script := script_of(character)))
     total = sum(counts.values())
     return {script: count / total for script, count in counts.items()}
 

@@ -1,12 +1,12 @@
-"""Translation with an encoder-decoder of transformers: Marian (opus-mt), M2M-100 and NLLB. Greedy, so the same text gives the same result."""
+"""Translation with an encoder-decoder of transformers: Marian (opus-mt), M2M-100 and NLLB. Nothing is drawn, so the same text gives the same result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from megalign.crossin.data.languages import Language
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.translation.languages import Language
 
 # NLLB names a language with its script; M2M-100 and Marian use the plain code.
 NLLB = {
@@ -62,23 +62,40 @@ class TranslationModel:
 
     def texts(self, texts: Sequence[str], target: Language) -> list[str | None]:
         """Greedy translations from English; None for a text that is too long, or whose translation did not end."""
+        return [found[0] if found else None for found in self._generate(texts, target, 1)]
+
+    def choices(self, texts: Sequence[str], target: Language, num_choices: int) -> list[list[str]]:
+        """Different translations from English, the most likely first: those that `num_choices` beams end with.
+
+        Fewer where beams read alike or did not end; none for a text that is too long.
+        """
+        return [list(dict.fromkeys(filter(None, found))) for found in self._generate(texts, target, num_choices)]
+
+    def _generate(self, texts: Sequence[str], target: Language, num_beams: int) -> list[list[str]]:
+        """What the beams of each text ended with, the most likely first."""
         start = self._start_of(target)
         limit = min(self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", 1 << 30))
-        results: list[str | None] = [None] * len(texts)
+        results: list[list[str]] = [[] for _ in texts]
         lengths = [len(self._tokenizer(text)["input_ids"]) for text in texts]
         order = sorted((place for place, length in enumerate(lengths) if length <= limit), key=lambda at: -lengths[at])
+        end = self._model.generation_config.eos_token_id
+        ends = set(end if isinstance(end, list) else [end])
         for first in range(0, len(order), self.batch_size):
             places = order[first : first + self.batch_size]
             batch = self._tokenizer([texts[at] for at in places], return_tensors="pt", padding=True).to(self._device)
             # generate() runs under no_grad by itself.
             ids = self._model.generate(
-                **batch, max_new_tokens=self.max_new_tokens, num_beams=1, do_sample=False, **start
+                **batch,
+                max_new_tokens=self.max_new_tokens,
+                num_beams=num_beams,
+                num_return_sequences=num_beams,
+                do_sample=False,
+                **start,
             )
-            end = self._model.generation_config.eos_token_id
-            ends = set(end if isinstance(end, list) else [end])
-            for place, row in zip(places, ids.tolist(), strict=True):
+            for number, row in enumerate(ids.tolist()):
                 if ends & set(row[1:]):
-                    results[place] = str(self._tokenizer.decode(row, skip_special_tokens=True)).strip()
+                    text = str(self._tokenizer.decode(row, skip_special_tokens=True)).strip()
+                    results[places[number // num_beams]].append(text)
         return results
 
     def _start_of(self, target: Language) -> dict[str, int]:
