@@ -61,6 +61,12 @@ class Layout:
                 "Interleaving needs at least two stages.",
                 "Unset parallel.virtual_pipeline or raise parallel.pipeline.",
             )
+        if p.virtual_pipeline == 1:
+            raise ConfigError(
+                "parallel.virtual_pipeline is 1.",
+                "One chunk a stage is the plain schedule, without interleaving.",
+                "Unset parallel.virtual_pipeline, or set it to 2 or more.",
+            )
         chunks = p.pipeline * self.num_chunks
         name = "parallel.pipeline x parallel.virtual_pipeline" if p.virtual_pipeline else "parallel.pipeline"
         if not p.uneven_stages:
@@ -82,6 +88,9 @@ class Layout:
             _divides("parallel.tensor", p.tensor, "model.sequence_length", model.sequence_length)
         if p.context > 1:
             _divides("2 x parallel.context", 2 * p.context, "model.sequence_length", model.sequence_length)
+            if p.sequence_parallel:
+                both = "parallel.tensor x parallel.context"
+                _divides(both, p.tensor * p.context, "model.sequence_length", model.sequence_length)
 
     def layers_of_chunks(self, num_layers: int) -> list[int]:
         """Layers of every model chunk, in the order in which a micro-batch goes through them.
@@ -93,6 +102,21 @@ class Layout:
         least, more = divmod(num_layers, chunks)
         order = [*range(1, chunks - 1), 0, chunks - 1]
         return [least + (chunk in order[:more]) for chunk in range(chunks)]
+
+    def check_micro_batches(self, num_micro_batches: int) -> None:
+        """Refuse a number of micro-batches a step and rank that interleaving does not divide.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        stages = self.parallel.pipeline
+        if self.parallel.virtual_pipeline and num_micro_batches % stages:
+            raise ConfigError(
+                f"A step has {num_micro_batches} micro-batches a rank, which is not a multiple of parallel.pipeline {stages}.",
+                "Interleaved stages pass micro-batches in groups of that size.",
+                "Change the batch sizes (injection: lm_batch_size plus one batch of words), or unset "
+                "parallel.virtual_pipeline.",
+            )
 
     def check_world_size(self, world_size: int) -> None:
         """Refuse a number of processes that is not the layout's.

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from megalign.config.models import model_preset
 from megalign.config.run import RunConfig
+from megalign.config.sections import ModelConfig
 from megalign.config.study import StudyConfig
 from megalign.errors import ConfigError
 
@@ -83,9 +84,16 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A copy of `content` in which each dotted key has its new value; sections on the way are made."""
+    """A copy of `content` in which each dotted key has its new value; sections on the way are made.
+
+    A new `model.preset` replaces the values of the one before, also where a resolved file spells them out.
+    """
     result: dict[str, Any] = _copy(content)
+    if isinstance(result.get("model"), str):
+        result["model"] = {"preset": result["model"]}
     for key, value in overrides:
+        if key == "model.preset":
+            _forget_preset(result.get("model"))
         at: dict[str, Any] = result
         *sections, last = key.split(".")
         for number, section in enumerate(sections):
@@ -97,6 +105,14 @@ def apply_overrides(content: Mapping[str, Any], overrides: Iterable[tuple[str, A
             at = inner
         at[last] = value
     return result
+
+
+def _forget_preset(model: Any) -> None:
+    """Remove the values that are those of the model's preset."""
+    if isinstance(model, dict) and isinstance(model.get("preset"), str):
+        values = ModelConfig.model_validate(model_preset(model["preset"])).model_dump()
+        for name in [name for name in model if name in values and model[name] == values[name]]:
+            del model[name]
 
 
 def _copy(value: Any) -> Any:

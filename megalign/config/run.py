@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from megalign.config.sections import (
-    BatchPhase,
     CodeswitchConfig,
     EvaluateConfig,
     GuardConfig,
@@ -17,6 +17,7 @@ from megalign.config.sections import (
     ParallelConfig,
     PrecisionConfig,
     Section,
+    TrackConfig,
     TrainConfig,
 )
 
@@ -90,6 +91,7 @@ class RunConfig(Section):
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     guards: GuardConfig = Field(default_factory=GuardConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
 
     @model_validator(mode="after")
     def _table_when_needed(self) -> RunConfig:
@@ -98,18 +100,44 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _level_weights_fit(self) -> RunConfig:
+        weights, levels = self.inject.level_reduction, self.model.num_layers + 2
+        if isinstance(weights, list) and (len(weights) != levels or not any(weights)):
+            raise ValueError(
+                f"inject.level_reduction has {len(weights)} weights {weights}; the model has {levels} levels, and one of "
+                "them must count"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _switched_sources_are_read(self) -> RunConfig:
+        read = [source.read_as for source in self.data.all_sources]
+        unknown = [name for name in self.codeswitch.sources if name not in read]
+        if unknown and self.codeswitch.ratio:
+            raise ValueError(
+                f"codeswitch.sources names {unknown[0]}, which is not among data.sources: {', '.join(read)}"
+            )
+        return self
+
+    @property
+    def _batch_sizes(self) -> dict[str, int]:
+        """Where a global batch size stands -> it."""
+        ramp = enumerate(self.train.batch_size_ramp)
+        sizes = {f"train.batch_size_ramp.{number}.": phase.global_batch_size for number, phase in ramp}
+        return {**sizes, "train.": self.train.global_batch_size}
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Windows a rank computes at once: train.micro_batch_size, or else all it has of a step."""
+        return self.train.micro_batch_size or gcd(*self._batch_sizes.values()) // self.parallel.data
+
+    @model_validator(mode="after")
     def _batch_over_replicas(self) -> RunConfig:
-        per_step = self.train.micro_batch_size * self.parallel.data
-        sizes: dict[str, BatchPhase | TrainConfig] = {
-            f"train.batch_size_ramp.{n}.": phase for n, phase in enumerate(self.train.batch_size_ramp)
-        }
-        sizes["train."] = self.train
-        for where, phase in sizes.items():
-            if phase.global_batch_size % per_step:
-                raise ValueError(
-                    f"{where}global_batch_size {phase.global_batch_size} is not a multiple of train.micro_batch_size "
-                    f"{self.train.micro_batch_size} x parallel.data {self.parallel.data}"
-                )
+        micro, replicas = self.train.micro_batch_size, self.parallel.data
+        multiple = f"train.micro_batch_size {micro} x parallel.data" if micro else "parallel.data"
+        for where, size in self._batch_sizes.items():
+            if size % ((micro or 1) * replicas):
+                raise ValueError(f"{where}global_batch_size {size} is not a multiple of {multiple} {replicas}")
         if self.inject.steps and self.inject.lm_batch_size % self.parallel.data:
             raise ValueError(
                 f"inject.lm_batch_size {self.inject.lm_batch_size} is not a multiple of parallel.data "

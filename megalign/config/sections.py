@@ -20,7 +20,9 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """A GPT model. `preset` names a function in megalign.config.models whose values the other keys override."""
 
-    preset: str | None = Field(None, description="Preset the values come from: tiny, 150m, 400m, 1.3b.")
+    preset: str | None = Field(
+        None, description="Preset the values come from: tiny, 150m ... 70b, llama-2.7b ... llama-70b."
+    )
     num_layers: Positive = Field(description="Transformer layers.")
     hidden_size: Positive = Field(description="Width of the hidden states.")
     num_attention_heads: Positive = Field(description="Attention heads.")
@@ -68,7 +70,7 @@ class ParallelConfig(Section):
         False, description="Let stages differ by one layer where their number does not divide model.num_layers."
     )
     data: Positive = Field(1, description="Data parallel degree: replicas of the model.")
-    context: Positive = Field(1, description="Context parallel degree (needs TransformerEngine).")
+    context: Positive = Field(1, description="Context parallel degree: every window is cut in so many parts.")
     sequence_parallel: bool = Field(False, description="Cut activations along the sequence between tensor ranks.")
     distributed_optimizer: bool = Field(False, description="Cut the optimizer state over data-parallel ranks.")
     recompute: Literal["none", "selective", "full"] = Field("none", description="Activation recomputation.")
@@ -109,22 +111,68 @@ class InjectConfig(Section):
     steps: NonNegative = Field(0, description="Injection steps; 0: none.")
     entries_per_step: Positive = Field(256, description="Alignment-table entries in a global batch of words.")
     temperature: float = Field(0.1, gt=0, description="Temperature of the contrastive loss.")
-    level_reduction: Literal["sum", "mean"] = Field("sum", description="How the levels' losses combine (paper: sum).")
+    level_reduction: Literal["sum", "mean"] | list[Annotated[float, Field(ge=0)]] = Field(
+        "sum",
+        description="How the levels' losses combine: sum (paper), mean, or a weight for each level: input embedding, every "
+        "layer, output embedding.",
+    )
     lm_weight: float = Field(1.0, ge=0, description="Weight of the LM loss beside the contrastive loss.")
     lm_batch_size: Positive = Field(
         2, description="Windows of independently sampled text in a step, all ranks together."
     )
     row_width_tokens: Positive = Field(32, description="Width of the rows into which words are packed.")
+    measure_interval: Positive | None = Field(
+        None,
+        description="Steps between measurements of the alignment at every level (cosines, retrieval@1, uniformity) for "
+        "metrics.jsonl; unset: none.",
+    )
+    measure_entries: Positive = Field(256, description="Most frequent table entries on which that is measured.")
+    stop_at_retrieval: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="End the injection when retrieval@1 is this high at every level; unset: after inject.steps."
+    )
+    stop_patience: Positive = Field(2, description="Measurements in a row that must reach stop_at_retrieval.")
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig(lr=5e-4, warmup_fraction=0.1, decay="trapezoid", min_lr_ratio=0.0),
         description="Optimizer of the injection; pretraining starts with a fresh one.",
+    )
+
+    @model_validator(mode="after")
+    def _stop_needs_measuring(self) -> InjectConfig:
+        if self.stop_at_retrieval is not None and self.measure_interval is None:
+            raise ValueError("stop_at_retrieval needs measure_interval, which is not set")
+        return self
+
+    def level_weights(self, num_levels: int) -> list[float]:
+        """The weight of each level's loss."""
+        if isinstance(self.level_reduction, list):
+            return list(self.level_reduction)
+        return [1.0 / num_levels if self.level_reduction == "mean" else 1.0] * num_levels
+
+
+class SwitchedSourceConfig(Section):
+    """Codeswitching of one source; what is unset is as for all others."""
+
+    ratio: Fraction | None = Field(
+        None,
+        description="Share of its words that are drawn; 0: it stays as it is, and the table need not have its words.",
+    )
+    targets: list[str] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="Languages of the replacements, alike or with weights; unset: from the source language into all "
+        "others that are sources, and from these into the source language.",
     )
 
 
 class CodeswitchConfig(Section):
     """Codeswitching during pretraining (PreAlign section 3.2)."""
 
-    ratio: Fraction = Field(0.0, description="Share of the words that are drawn for switching; the paper uses 0.05.")
+    ratio: Fraction = Field(
+        0.0,
+        description="Share of the words that are drawn for switching; the paper uses 0.05. 0: no codeswitching at all.",
+    )
+    sources: dict[str, SwitchedSourceConfig] = Field(
+        default_factory=dict, description="Other ratios and targets by language of the source, e.g. {fr: {ratio: 0}}."
+    )
     label_mode: Literal["omit", "first_subword", "vanilla"] = Field(
         "omit",
         description="Targets inside a replacement: none (the paper's Eq. 6), the original's first sub-word, all.",
@@ -162,6 +210,22 @@ class GuardConfig(Section):
     )
 
 
+class TrackConfig(Section):
+    """Where metrics go besides RUN/metrics.jsonl, and which steps are traced."""
+
+    tensorboard: bool = Field(False, description="Write TensorBoard files into RUN/tensorboard.")
+    wandb_project: str | None = Field(None, description="Log to Weights & Biases, in this project; unset: not.")
+    wandb_mode: Literal["offline", "online"] = Field(
+        "offline", description="offline: files in RUN/wandb for `wandb sync`; online: sends them while training."
+    )
+    profile_steps: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="First and last step of each stage of which torch's profiler writes a trace into RUN/profile."
+    )
+    devices: str | None = Field(
+        None, description="File with more accelerators and their peaks, for the utilisation (see scaling/devices.yaml)."
+    )
+
+
 class TrainConfig(Section):
     """Pretraining: batch, length, bookkeeping."""
 
@@ -170,7 +234,9 @@ class TrainConfig(Section):
         None, gt=0, description="Stop earlier when the most repeated source has been seen so often."
     )
     global_batch_size: Positive = Field(description="Windows in a step, all ranks together.")
-    micro_batch_size: Positive = Field(description="Windows a rank computes at once.")
+    micro_batch_size: Positive | None = Field(
+        None, description="Windows a rank computes at once; unset: all it has of a step."
+    )
     batch_size_ramp: list[BatchPhase] = Field(
         default_factory=list,
         description="Smaller batches first, e.g. [{until_tokens: 1000000, global_batch_size: 16}]. Learning rates go on "
@@ -204,7 +270,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
-        if self.global_batch_size % self.micro_batch_size:
+        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
@@ -232,6 +298,11 @@ class EvaluateConfig(Section):
     batch_size: Positive = Field(16, description="Windows computed at once.")
     alignment_entries: Positive = Field(512, description="Most frequent table entries whose similarity is measured.")
     clka: bool = Field(True, description="Score facts and control facts, where the study has them.")
+    mixed_script_generations: NonNegative = Field(
+        0, description="Continuations of held-out source text in which other languages are looked for; 0: none."
+    )
+    mixed_script_tokens: Positive = Field(32, description="Tokens drawn for each of them.")
+    mixed_script_prompt_tokens: Positive = Field(16, description="Tokens of held-out text before them.")
 
 
 def describe(section: type[BaseModel]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from megalign.config.sections import (
     Positive,
     PrecisionConfig,
     Section,
+    TrackConfig,
     TrainConfig,
 )
 
@@ -137,6 +138,7 @@ class StudyConfig(Section):
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     guards: GuardConfig = Field(default_factory=GuardConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
 
     @field_validator("name")

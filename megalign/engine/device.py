@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import resource
+import sys
 import time
 from typing import Any
 
 import torch
 
-from megalign.config.sections import ParallelConfig, PrecisionConfig
+from megalign.config.sections import PrecisionConfig
 from megalign.errors import EnvironmentProblem
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,33 +22,39 @@ def transformer_engine_available() -> bool:
     return DEVICE.type == "cuda" and importlib.util.find_spec("transformer_engine") is not None
 
 
-def check_precision(precision: PrecisionConfig, parallel: ParallelConfig) -> None:
-    """Refuse what Megatron-Core would accept and silently ignore, or cannot do, on this machine.
+def check_precision(precision: PrecisionConfig) -> None:
+    """Refuse what Megatron-Core would accept and silently ignore on this machine.
 
     Raises:
-        EnvironmentProblem: FP8 or context parallelism without TransformerEngine.
+        EnvironmentProblem: FP8 without TransformerEngine.
     """
-    if transformer_engine_available():
-        return
-    lacking = "there is no CUDA device" if DEVICE.type == "cpu" else "transformer_engine is not installed"
-    if precision.fp8:
+    if precision.fp8 and not transformer_engine_available():
+        lacking = "there is no CUDA device" if DEVICE.type == "cpu" else "transformer_engine is not installed"
         raise EnvironmentProblem(
             f"precision.fp8 is {precision.fp8!r}, but {lacking}.",
             "Without TransformerEngine's layers Megatron-Core accepts FP8 and silently computes without it.",
             "Unset precision.fp8, or run on a GPU with `pip install megalign[gpu]`.",
         )
-    if parallel.context > 1:
-        raise EnvironmentProblem(
-            f"parallel.context is {parallel.context}, but {lacking}.",
-            "Context parallelism needs TransformerEngine's attention.",
-            "Set parallel.context to 1.",
-        )
+
+
+def device_name() -> str:
+    """What the driver calls this process's device; "cpu" without one."""
+    return torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held: of the GPU's where there is one, else of the machine's."""
+    if DEVICE.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 class StepTimer:
     """Seconds this rank works by itself, for data and for gradients: where slow ranks differ from others.
 
-    Waiting for all ranks is not among them; under tensor or pipeline parallelism waiting for those of the same replica is.
+    Waiting for all ranks is not among them; waiting for those of the same replica is, under tensor, context or pipeline
+    parallelism.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from megalign.config.layout import Layout
 from megalign.config.sections import InjectConfig, ModelConfig, OptimizerConfig, PrecisionConfig
-from megalign.engine import groups
+from megalign.engine import context, groups
 from megalign.engine.batch import LanguageBatch as LanguageBatch
 from megalign.engine.device import DEVICE, StepTimer
 from megalign.engine.mcore import finalize_model_grads, get_forward_backward_func, parallel_state
@@ -21,19 +21,26 @@ from megalign.engine.model import build_chunks, transformer_config, unwrapped, w
 from megalign.engine.optimizer import build_optimizer, build_scheduler, set_step
 from megalign.engine.scores import TokenScores, best_ids, score_tokens
 from megalign.engine.taps import TAGS, DeviceWords, WordTaps
-from megalign.errors import ConfigError, TrainingProblem
+from megalign.errors import TrainingProblem
 from megalign.prealign.words import WordBatch
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step reports, equal on all ranks."""
+    """What a step reports of the global batch, equal on all ranks."""
 
-    loss: float  # mean negative log-likelihood over the global batch's targets, nats a token; nan without targets
-    num_targets: float
+    loss: float  # mean negative log-likelihood over the targets, nats a token; nan without targets
+    nll_by_source: list[float]  # its sum over each source's targets
+    targets_by_source: list[float]
+    bytes_by_source: list[float]
     level_losses: list[float]  # contrastive loss by level, 0..L+1; empty without words
     grad_norm: float
     lr: float
+
+    @property
+    def num_targets(self) -> float:
+        """Weight of all targets."""
+        return sum(self.targets_by_source)
 
 
 class NonFiniteStep(TrainingProblem):
@@ -113,6 +120,7 @@ class Engine:
         *,
         lm_weight: float = 1.0,
         inject: InjectConfig | None = None,
+        num_sources: int = 1,
     ) -> StepResult:
         """One optimizer step on this data-parallel rank's micro-batches.
 
@@ -121,16 +129,17 @@ class Engine:
         backward pass, and gradients are only summed, so the layout does not enter.
 
         Args:
-            batches: micro-batches, in the same order on every rank that shares them.
+            batches: micro-batches, whole, in the same order on every rank that shares them.
             step: number of this step, from 1: decides learning rate and dropout.
             lm_weight: weight of the language-modelling loss.
             inject: settings of the contrastive loss; needed with words.
+            num_sources: sources that the windows of text come from.
 
         Raises:
             ConfigError: interleaving does not divide the micro-batches.
             NonFiniteStep: the loss or the gradient is not finite; the weights are those of the step before.
         """
-        self._check_interleaving(len(batches))
+        self.layout.check_micro_batches(len(batches))
         self.timer.begin()
         if self._has_dropout:
             groups.seed_dropout(self.seed, step)
@@ -138,29 +147,42 @@ class Engine:
             chunk.zero_grad_buffer()  # type: ignore[operator]
         self.optimizer.zero_grad()
         text = [batch for batch in batches if isinstance(batch, LanguageBatch)]
-        targets = torch.tensor([sum(batch.num_targets for batch in text)], dtype=torch.float64, device=DEVICE)
+        counts = sum((batch.count_by_source(num_sources) for batch in text), start=np.zeros((2, num_sources)))
         self.timer.end()
-        num_targets = float(groups.sum_over_data_parallel(targets).item())
+        targets, num_bytes = groups.sum_over_replicas(torch.from_numpy(counts).to(DEVICE)).tolist()
         self.timer.begin()
+        num_targets = sum(targets)
+        batches = _own_parts(batches)
         language_loss = partial(_language_loss, weight=lm_weight / max(num_targets, 1.0))
         words = [batch for batch in batches if isinstance(batch, WordBatch)]
         if words:
             if inject is None:
                 raise ValueError("batches of words need the settings of the contrastive loss")
-            weight = 1.0 / self.taps.num_levels if inject.level_reduction == "mean" else 1.0
+            weights = inject.level_weights(self.taps.num_levels)
             scale = self.optimizer.scale_loss(torch.ones((), device=DEVICE)).reshape(())
-            with self.taps.training(words, temperature=inject.temperature, weight=weight, loss_scale=scale) as ready:
+            with self.taps.training(words, temperature=inject.temperature, weights=weights, loss_scale=scale) as ready:
                 reports = self._run(batches, ready, language_loss, self._word_loss)
         else:
             reports = self._run(batches, [], language_loss, None)
-        total = torch.zeros(1, dtype=torch.float64, device=DEVICE)
-        for report in reports:
-            total += report["nll"]
-        total = groups.broadcast_from_last_stage(groups.sum_over_data_parallel(total))
+        nll = self._nll_by_source(batches, reports, num_sources)
         level_losses = self._level_losses() if words else []
-        loss = float(total.item()) / num_targets if num_targets else float("nan")
+        loss = sum(nll) / num_targets if num_targets else float("nan")
         grad_norm, lr = self._update(step, loss if num_targets else 0.0, level_losses)
-        return StepResult(loss, num_targets, level_losses, grad_norm, lr)
+        return StepResult(loss, nll, targets, num_bytes, level_losses, grad_norm, lr)
+
+    @staticmethod
+    def _nll_by_source(
+        batches: Sequence[LanguageBatch | WordBatch], reports: list[Any], num_sources: int
+    ) -> list[float]:
+        """Sums over all ranks; only the last stage has reports, one for each micro-batch in order."""
+        total = torch.zeros(num_sources, dtype=torch.float64, device=DEVICE)
+        for batch, report in zip(batches, reports, strict=False):
+            if isinstance(batch, LanguageBatch):
+                rows = report["nll"]
+                sources = np.zeros(len(rows), dtype=np.int64) if batch.sources is None else batch.sources
+                total.index_add_(0, torch.from_numpy(sources).to(DEVICE), rows)
+        total = groups.broadcast_from_last_stage(groups.sum_over_data_parallel(total))
+        return [float(value) for value in total]
 
     def _update(self, step: int, loss: float, level_losses: list[float]) -> tuple[float, float]:
         """Clip and step the optimizer, unless something is not finite."""
@@ -221,27 +243,35 @@ class Engine:
         outputs = self._read(batches, [], collect)
         stacked = torch.zeros(len(batches), 1 + len(names), *batches[0].tokens.shape, device=DEVICE)
         if outputs:
-            stacked = torch.stack(outputs).contiguous()
+            stacked = context.gather_positions(torch.stack(outputs)).contiguous()
         stacked = groups.broadcast_from_last_stage(stacked).cpu()
         return [
             TokenScores(scores[0].numpy(), {name: scores[1 + k].numpy() for k, name in enumerate(names)})
             for scores in stacked
         ]
 
-    def most_likely(self, batch: LanguageBatch, positions: np.ndarray, num_ids: int) -> np.ndarray:
+    def most_likely(
+        self, batch: LanguageBatch, positions: np.ndarray, num_ids: int, noise: np.ndarray | None = None
+    ) -> np.ndarray:
         """The id with the largest logit at one position of every row, the lowest of equals.
 
         Args:
             batch: every rank that shares a model part gives the same.
             positions: int64 [windows].
             num_ids: only ids below it, those that are no padding of the vocabulary.
+            noise: float32 [windows, num_ids], added to the logits: Gumbel noise makes the answer a draw.
 
         Returns:
             int64 [windows], on every rank.
         """
-        rows, places = torch.arange(len(positions)), torch.from_numpy(positions)
-        outputs = self._read([batch], [], lambda _, logits: best_ids(logits[rows, places], num_ids))
-        best = outputs[0] if outputs else torch.zeros(len(positions), dtype=torch.int64, device=DEVICE)
+        added = None if noise is None else torch.from_numpy(noise).to(DEVICE)
+        own = context.own_positions(batch.tokens.shape[1])
+        places = torch.from_numpy(np.searchsorted(own, positions).clip(max=len(own) - 1))
+        rows = torch.arange(len(positions))
+        outputs = self._read([batch], [], lambda _, logits: best_ids(logits[rows, places], num_ids, added))
+        best = torch.zeros(len(positions), dtype=torch.int64, device=DEVICE)
+        if outputs:
+            best = context.from_owners(outputs[0], positions, own)
         return groups.broadcast_from_last_stage(best).cpu().numpy()
 
     def represent(self, batches: Sequence[WordBatch]) -> list[np.ndarray]:
@@ -258,16 +288,6 @@ class Engine:
                     dist.all_reduce(vectors, group=group)
                 result.append(vectors.cpu().numpy())
         return result
-
-    def _check_interleaving(self, num_batches: int) -> None:
-        stages = self.layout.parallel.pipeline
-        if self.layout.parallel.virtual_pipeline and num_batches % stages:
-            raise ConfigError(
-                f"A step has {num_batches} micro-batches a rank, which is not a multiple of parallel.pipeline {stages}.",
-                "Interleaved stages pass micro-batches in groups of that size.",
-                "Change the batch sizes (injection: lm_batch_size plus one batch of words), or unset "
-                "parallel.virtual_pipeline.",
-            )
 
     def _word_loss(self, chunk: Any, words: DeviceWords, hidden: torch.Tensor) -> tuple[Any, ...]:
         """The output rows' loss; `hidden` joins with weight 0 so that the backward pass reaches the layers' losses."""
@@ -321,7 +341,7 @@ class Engine:
 
         # Interleaved stages pass micro-batches in groups: fill the last group with repetitions and drop their results.
         lacking = -len(batches) % self.layout.parallel.pipeline if self.layout.parallel.virtual_pipeline else 0
-        padded = [*batches, *[batches[-1]] * lacking]
+        padded = _own_parts([*batches, *[batches[-1]] * lacking])
         for chunk in self.chunks:
             chunk.eval()
         try:
@@ -361,26 +381,36 @@ _ONE = torch.ones((), dtype=torch.int)
 
 
 def _language_loss(mask: torch.Tensor, nll: torch.Tensor, *, weight: float) -> tuple[Any, ...]:
-    total = (nll.float() * mask).sum()
-    return total * weight, _ONE.clone(), {"nll": total.detach().double()}
+    rows = (nll.float() * mask).sum(dim=1)
+    return rows.sum() * weight, _ONE.clone(), {"nll": rows.detach().double()}
 
 
 def _no_loss(*_: Any) -> tuple[Any, ...]:
     raise ValueError("a batch of words came without a contrastive loss")
 
 
+def _own_parts(batches: Sequence[LanguageBatch | WordBatch]) -> list[LanguageBatch | WordBatch]:
+    """Text cut to this context-parallel rank's positions; words are dealt out when they are moved to the device."""
+    return [context.own_part(batch) if isinstance(batch, LanguageBatch) else batch for batch in batches]
+
+
 def _positions(tokens: torch.Tensor) -> torch.Tensor:
-    return torch.arange(tokens.size(1), device=tokens.device)[None].expand_as(tokens)
+    own = torch.from_numpy(context.own_positions(tokens.size(1) * context.size()))
+    return own.to(tokens.device)[None].expand_as(tokens)
 
 
 def _forward_words(model: Any, words: DeviceWords) -> torch.Tensor:
     """Hidden states of packed words; the logits are not computed."""
     chunk = unwrapped(model)
     post_process, chunk.post_process = chunk.post_process, False
+    rotary = getattr(chunk, "rotary_pos_emb", None)
+    hook = rotary and rotary.register_forward_pre_hook(context.whole_rotary_rows, with_kwargs=True)
     try:
         hidden: torch.Tensor = model(
             words.tokens, words.position_ids, words.attention_mask, extra_block_kwargs={TAGS: words.tags}
         )
     finally:
         chunk.post_process = post_process
+        if hook:
+            hook.remove()
     return hidden

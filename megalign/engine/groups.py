@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 
 import numpy as np
@@ -42,8 +43,17 @@ def start(layout: Layout, *, rank: int, world_size: int, local_rank: int, init_m
 
 
 def seed_dropout(seed: int, step: int) -> None:
-    """Dropout's generators as a function of (seed, step, rank): there is no random state to save or restore."""
-    model_parallel_cuda_manual_seed((seed * 1_000_003 + step) % (2**31), force_reset_rng=True)
+    """Dropout's generators as a function of (seed, step, rank): there is no random state to save or restore.
+
+    Ranks that hold other samples, positions or layers draw differently; tensor-parallel ranks draw alike where they hold
+    the same activations (Megatron gives them a second generator, apart by one, for where they do not).
+    """
+    place = [
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
+    ]
+    digest = hashlib.sha256(f"dropout {seed} {step} {place}".encode()).digest()
+    model_parallel_cuda_manual_seed(int.from_bytes(digest[:4], "big") >> 1, force_reset_rng=True)
 
 
 def stop() -> None:
@@ -61,8 +71,16 @@ def broadcast_from_last_stage(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def sum_over_replicas(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` summed over data-parallel ranks that hold whole windows, in place: context ranks count as one."""
+    group = parallel_state.get_data_parallel_group()
+    if group.size() > 1:
+        dist.all_reduce(tensor, group=group)
+    return tensor
+
+
 def sum_over_data_parallel(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` summed over data-parallel ranks, in place."""
+    """`tensor` summed over data- and context-parallel ranks, each of which counts its own part, in place."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if group.size() > 1:
         dist.all_reduce(tensor, group=group)
@@ -98,8 +116,8 @@ def barrier() -> None:
 
 
 def sum_counts(counts: list[int]) -> list[int]:
-    """Counts summed over data-parallel ranks."""
-    total = sum_over_data_parallel(torch.tensor(counts, dtype=torch.int64, device=DEVICE))
+    """Counts summed over data-parallel ranks; context-parallel ranks read the same samples and count the same."""
+    total = sum_over_replicas(torch.tensor(counts, dtype=torch.int64, device=DEVICE))
     return [int(value) for value in total]
 
 

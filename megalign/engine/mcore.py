@@ -35,6 +35,7 @@ with warnings.catch_warnings():
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel import (
+        gather_from_sequence_parallel_region,
         get_cuda_rng_tracker,
         reduce_from_tensor_model_parallel_region,
     )
@@ -64,6 +65,7 @@ __all__ = [
     "checkpoint_serialization",
     "dist_checkpointing",
     "finalize_model_grads",
+    "gather_from_sequence_parallel_region",
     "get_cuda_rng_tracker",
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",

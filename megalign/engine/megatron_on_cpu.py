@@ -7,6 +7,7 @@ file below `megatron.core` is compiled with that spelling changed:
     'torch.cuda.FloatTensor'    -> 'torch.FloatTensor'   the optimizer's checks of param.type()
     torch.cuda.<name>           -> _cuda.<name>          torch.cpu, and the few names that it lacks
     <tensor>.cuda(...)          -> <tensor>.cpu()
+    pin_memory=True             -> pin_memory=False      there is no device to copy to, and torch refuses
 
 torch itself is left alone, nothing is added per call, and line numbers in tracebacks stay right. Patching torch instead
 would not reach the string checks without changing `torch.Tensor.type` for everybody.
@@ -63,6 +64,12 @@ class _Respell(ast.NodeTransformer):
         self.generic_visit(node)
         if node.attr == "cuda" and isinstance(node.value, ast.Name) and node.value.id == "torch":
             return ast.copy_location(ast.Name("_cuda", ast.Load()), node)
+        return node
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST:
+        self.generic_visit(node)
+        if node.arg == "pin_memory" and isinstance(node.value, ast.Constant):
+            node.value.value = False
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:

@@ -33,7 +33,7 @@ def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionC
     """
     layout.check(model)
     p = layout.parallel
-    check_precision(precision, p)
+    check_precision(precision)
     dtype = torch.bfloat16 if precision.dtype == "bfloat16" else torch.float32
     recompute: dict[str, Any] = {}
     if p.recompute == "selective":

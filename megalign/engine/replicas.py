@@ -14,8 +14,8 @@ from megalign.errors import TrainingProblem
 
 
 def check_replicas(chunks: list[Any], step: int) -> None:
-    """Compare what ranks hold in common: whole models over data parallelism, uncut weights over tensor parallelism, tied
-    embeddings over the first and the last pipeline stage. A collective: all ranks call it at the same step.
+    """Compare what ranks hold in common: whole models over data and context parallelism, uncut weights over tensor
+    parallelism, tied embeddings over the first and the last pipeline stage. A collective: all ranks call it at the same step.
 
     Raises:
         TrainingProblem: on all ranks, naming the first weight that differs and the ranks.
@@ -38,7 +38,9 @@ def check_replicas(chunks: list[Any], step: int) -> None:
 def _shared(chunks: list[Any]) -> Iterator[tuple[list[tuple[str, torch.Tensor]], Any, str]]:
     """Weights, the group that holds them in common, and the kind of ranks."""
     named = [(name, parameter) for chunk in map(unwrapped, chunks) for name, parameter in chunk.named_parameters()]
-    yield named, parallel_state.get_data_parallel_group(with_context_parallel=True), "data-parallel"
+    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    shared_text = parallel_state.get_context_parallel_world_size() > 1
+    yield named, replicas, "data- and context-parallel" if shared_text else "data-parallel"
     uncut = [(name, p) for name, p in named if not getattr(p, "tensor_model_parallel", False)]
     yield uncut, parallel_state.get_tensor_model_parallel_group(), "tensor-parallel"
     tied = [

@@ -49,19 +49,23 @@ def score_tokens(logits: torch.Tensor, labels: torch.Tensor, ranges: Sequence[tu
     return torch.stack([total.log() - target, *(mass / total for mass in masses)])
 
 
-def best_ids(logits: torch.Tensor, num_ids: int) -> torch.Tensor:
+def best_ids(logits: torch.Tensor, num_ids: int, noise: torch.Tensor | None = None) -> torch.Tensor:
     """The id with the largest logit in every row, the lowest of equals.
 
     Args:
         logits: [rows, ids of this rank].
         num_ids: only ids below it.
+        noise: float32 [rows, num_ids], added to the logits.
 
     Returns:
         int64 [rows], complete on every tensor-parallel rank.
     """
     first = parallel_state.get_tensor_model_parallel_rank() * logits.size(-1)
     ids = torch.arange(first, first + logits.size(-1), device=logits.device)
-    logits = logits.float().masked_fill(ids >= num_ids, float("-inf"))
+    logits = logits.float()
+    if noise is not None:
+        logits = logits + torch.nn.functional.pad(noise, (0, 1))[:, ids.clamp(max=num_ids)]
+    logits = logits.masked_fill(ids >= num_ids, float("-inf"))
     largest = logits.amax(-1)
     _reduce(largest, dist.ReduceOp.MAX)
     here = (logits == largest[..., None]) & (ids < num_ids)

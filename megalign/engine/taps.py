@@ -3,6 +3,7 @@
 A word's vector at a level is the mean over its sub-words of, at level 0, the input embedding, at levels 1..L, a layer's
 output, and at level L+1, the output embedding's rows (PreAlign Eq. 1). Every pipeline stage computes the contrastive
 losses of its own levels and adds them to the gradient of its hidden states, so any schedule carries them.
+Context-parallel ranks compute rows of their own and know the vectors of all.
 
 The hooks know a micro-batch of words by the tensor `tags` that travels through the layers in an argument which
 decoder-only layers ignore, because under 1F1B with recomputation "the current batch" is another micro-batch's.
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from megalign.engine import context
 from megalign.engine.device import DEVICE
 from megalign.engine.groups import gather_rows
 from megalign.engine.mcore import (
@@ -35,9 +38,9 @@ TAGS = "context_mask"  # the argument of the layers that carries the tags
 
 @dataclass(frozen=True)
 class DeviceWords:
-    """A batch of words on the device, with what the hooks need to pool it."""
+    """A batch of words on the device, with what the hooks need to pool it; rows are those of this context-parallel rank."""
 
-    batch: WordBatch
+    batch: WordBatch  # with all rows
     tokens: torch.Tensor  # int64 [rows, width]
     position_ids: torch.Tensor  # int64 [rows, width]
     attention_mask: torch.Tensor  # bool [rows, 1, width, width], True = hidden
@@ -49,17 +52,19 @@ class DeviceWords:
     @classmethod
     def of(cls, batch: WordBatch, number: int) -> DeviceWords:
         """Move a batch to the device; `number` is its place among the step's batches of words."""
-        words = torch.from_numpy(batch.word_of_token)
-        lengths = torch.bincount(words[words >= 0], minlength=batch.num_words)
+        everywhere = batch.word_of_token
+        lengths = torch.from_numpy(np.bincount(everywhere[everywhere >= 0], minlength=batch.num_words))
+        own = context.own_rows(batch)
+        words = torch.from_numpy(own.word_of_token)
         tags = torch.cat([words, torch.full((len(words), 1), number)], dim=1)
         return cls(
             batch,
             *(
                 tensor.to(DEVICE)
                 for tensor in (
-                    torch.from_numpy(batch.tokens),
-                    torch.from_numpy(batch.position_ids),
-                    torch.from_numpy(batch.segment_mask()),
+                    torch.from_numpy(own.tokens),
+                    torch.from_numpy(own.position_ids),
+                    torch.from_numpy(own.segment_mask()),
                     tags,
                     lengths[:, None].float(),
                     torch.from_numpy(batch.entry),
@@ -84,7 +89,7 @@ class _AddGradient(torch.autograd.Function):
 
 
 def pool(hidden: torch.Tensor, tags: torch.Tensor, lengths: torch.Tensor, *, sequence_parallel: bool) -> torch.Tensor:
-    """Mean over each word's sub-words, in float32.
+    """Mean over each word's sub-words, in float32; of all words, also those in other context-parallel ranks' rows.
 
     Args:
         hidden: [width (or this rank's slice of it), rows, hidden size].
@@ -101,7 +106,7 @@ def pool(hidden: torch.Tensor, tags: torch.Tensor, lengths: torch.Tensor, *, seq
     total = total.index_add(0, words[inside], hidden[inside].float())
     if sequence_parallel:
         total = reduce_from_tensor_model_parallel_region(total)
-    return total / lengths
+    return context.sum_over_ranks(total) / lengths
 
 
 def output_rows(weight: torch.Tensor, words: DeviceWords) -> torch.Tensor:
@@ -118,7 +123,7 @@ def output_rows(weight: torch.Tensor, words: DeviceWords) -> torch.Tensor:
     total = rows.new_zeros(len(words.lengths), weight.size(1)).index_add(0, word[here], rows)
     if parallel_state.get_tensor_model_parallel_world_size() > 1:
         total = reduce_from_tensor_model_parallel_region(total)
-    return total / words.lengths
+    return context.sum_over_ranks(total) / words.lengths
 
 
 class WordTaps:
@@ -137,15 +142,15 @@ class WordTaps:
         self.level_losses = torch.zeros(self.num_levels, device=DEVICE)
         self.vectors: list[dict[int, torch.Tensor]] = []
         self._temperature = 0.1
-        self._weight = 1.0
+        self._weights: Sequence[float] = [1.0] * self.num_levels
         self._loss_scale = torch.ones((), device=DEVICE)
 
     @contextmanager
     def training(
-        self, batches: Sequence[WordBatch], *, temperature: float, weight: float, loss_scale: torch.Tensor
+        self, batches: Sequence[WordBatch], *, temperature: float, weights: Sequence[float], loss_scale: torch.Tensor
     ) -> Iterator[list[DeviceWords]]:
-        """Add `weight` x the contrastive loss of every level to the gradients of the enclosed backward passes."""
-        self._temperature, self._weight, self._loss_scale = temperature, weight, loss_scale
+        """Add each level's weight x its contrastive loss to the gradients of the enclosed backward passes."""
+        self._temperature, self._weights, self._loss_scale = temperature, weights, loss_scale
         self.level_losses.zero_()
         with self._attached(batches, self._add_loss):
             yield self.batches
@@ -188,7 +193,7 @@ class WordTaps:
             local_start=words.batch.local_start,
         )
         self.level_losses[level] += loss.detach() / len(self.batches)
-        return loss * (self._weight / len(self.batches))
+        return loss * (self._weights[level] / len(self.batches))
 
     def output_loss(self, chunk: Any, words: DeviceWords) -> torch.Tensor:
         """The loss of the last level, the output rows; on the last stage."""
@@ -241,5 +246,5 @@ def _after(visit: Any, layer: Any, args: Any, kwargs: dict[str, Any], output: An
     tags = kwargs.get(TAGS)
     if tags is None:
         return output
-    hidden, context = output
-    return visit(layer.layer_number, hidden, tags), context
+    hidden, rest = output
+    return visit(layer.layer_number, hidden, tags), rest

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from megalign.config import (
     MODELS,
+    ModelConfig,
     RunConfig,
     StudyConfig,
     apply_overrides,
     load_run,
     load_study,
+    model_preset,
     parse_override,
     read_yaml,
     validate,
@@ -56,7 +58,7 @@ def study_with(*overrides: str) -> StudyConfig:
         (
             "zzz.a=1",
             "r.yaml: unknown key zzz: known keys: name, folder, method, seed, model, data, train, inject, "
-            "codeswitch, golden_embeddings, parallel, precision, guards, evaluate.",
+            "codeswitch, golden_embeddings, parallel, precision, guards, evaluate, track.",
         ),
     ],
 )
@@ -304,3 +306,18 @@ def test_configuration_imports_neither_torch_nor_megatron() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_a_new_preset_replaces_the_values_of_the_one_before_but_none_of_ours() -> None:
+    resolved = ModelConfig.model_validate({**model_preset("tiny"), "embedding_init_std": 0.1}).model_dump(mode="json")
+    for before in (resolved, {"preset": "tiny", "embedding_init_std": 0.1}):
+        overrides = {"model.preset": "150m", "model.num_layers": 6}
+        for order in (overrides.items(), reversed(overrides.items())):
+            content = apply_overrides({"model": before}, order)
+            model = ModelConfig.model_validate({**model_preset("150m"), **content["model"]})
+            expected = {**model_preset("150m"), "embedding_init_std": 0.1, "num_layers": 6}
+            assert model == ModelConfig.model_validate(expected)
+
+
+def test_a_model_named_by_its_preset_alone_can_be_overridden() -> None:
+    assert apply_overrides({"model": "tiny"}, [("model.num_layers", 6)])["model"] == {"preset": "tiny", "num_layers": 6}

@@ -54,6 +54,14 @@ def refused(kind: Any, content: dict[str, Any], changes: dict[str, Any]) -> str:
             "c: train.global_batch_size 8 is not a multiple of train.micro_batch_size 4 x parallel.data 4.",
         ),
         (
+            {"parallel.data": 3, "train.micro_batch_size": None},
+            "c: train.global_batch_size 8 is not a multiple of parallel.data 3.",
+        ),
+        (
+            {"train.batch_size_ramp": [{"until_tokens": 100, "global_batch_size": 6}]},
+            "c: train.batch_size_ramp.0.global_batch_size 6 is not a multiple of train.micro_batch_size 4 x parallel.data 1.",
+        ),
+        (
             {"parallel.data": 2, "inject.lm_batch_size": 3},
             "c: inject.lm_batch_size 3 is not a multiple of parallel.data 2.",
         ),
@@ -61,6 +69,27 @@ def refused(kind: Any, content: dict[str, Any], changes: dict[str, Any]) -> str:
 )
 def test_rules_of_a_run(changes: dict[str, Any], message: str) -> None:
     assert refused(RunConfig, run_content(), changes) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 4),
+        ({"train.micro_batch_size": None}, 8),
+        ({"train.micro_batch_size": None, "parallel.data": 2}, 4),
+        (
+            {
+                "train.micro_batch_size": None,
+                "train.batch_size_ramp": [{"until_tokens": 100, "global_batch_size": 6}],
+                "parallel.data": 2,
+            },
+            1,
+        ),
+    ],
+)
+def test_unset_a_micro_batch_is_what_a_rank_has_of_every_step(changes: dict[str, Any], expected: int) -> None:
+    config = validate(RunConfig, apply_overrides(run_content(), changes.items()), "c")
+    assert config.micro_batch_size == expected
 
 
 def test_a_run_that_neither_injects_nor_switches_needs_no_table() -> None:
@@ -176,7 +205,7 @@ def sections_of(kind: Any) -> set[Any]:
 
 def test_every_field_has_a_sentence() -> None:
     sections = sections_of(StudyConfig) | sections_of(RunConfig)
-    assert len(sections) == 20
+    assert len(sections) == 22
     for section in sections:
         for name, text in describe(section).items():
             if _section_of(section.model_fields[name].annotation) is None:
@@ -252,6 +281,12 @@ TINY = ModelConfig.model_validate({**model_preset("tiny"), "num_layers": 4})
             {"context": 2},
             {"sequence_length": 126},
             "2 x parallel.context is 4, which does not divide model.sequence_length 126.",
+        ),
+        (
+            {"sequence_parallel": True, "tensor": 4, "context": 2},
+            {"sequence_length": 124},
+            "parallel.tensor x parallel.context is 8, which does not divide model.sequence_length 124. Every rank must hold "
+            "an equal part. Set parallel.tensor x parallel.context to 4 or 31, or change model.sequence_length.",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from megalign.engine.model import unwrapped
 from megalign.engine.weights import sharded_parameters
 from megalign.prealign.words import WordBatch, WordBatches
 
+NUM_SOURCES = 3
 VOCAB_SIZE = 90  # padded to 96
 SEED = 11
 SETTINGS = OptimizerConfig(lr=3e-3, warmup_fraction=0.2, embedding_lr_multiplier=2.0, embedding_weight_decay=0.02)
@@ -72,7 +74,8 @@ def windows(step: int, num_windows: int, sequence_length: int = 16) -> LanguageB
     text = rng.integers(0, VOCAB_SIZE, (num_windows, sequence_length + 1))
     ends = rng.integers(1, sequence_length + 1, (num_windows, 1))
     mask = (np.arange(sequence_length) < ends).astype(np.float32)
-    return LanguageBatch(text[:, :-1].copy(), text[:, 1:].copy(), mask)
+    sources = rng.integers(0, NUM_SOURCES, num_windows)
+    return LanguageBatch(text[:, :-1].copy(), text[:, 1:].copy(), mask, sources, 3 * ends[:, 0] + sources)
 
 
 def cut(batch: LanguageBatch, data_rank: int, data_size: int, num_micro_batches: int) -> list[LanguageBatch]:
@@ -80,7 +83,8 @@ def cut(batch: LanguageBatch, data_rank: int, data_size: int, num_micro_batches:
     per_rank = len(batch.tokens) // data_size
     size = per_rank // num_micro_batches
     starts = range(data_rank * per_rank, (data_rank + 1) * per_rank, size)
-    return [LanguageBatch(*(a[s : s + size] for a in (batch.tokens, batch.labels, batch.loss_mask))) for s in starts]
+    arrays = [getattr(batch, field.name) for field in fields(batch)]
+    return [LanguageBatch(*(array[s : s + size] for array in arrays)) for s in starts]
 
 
 def word_batches(num_entries: int = 12) -> WordBatches:
@@ -121,7 +125,10 @@ def data_rank_of(layout: Layout) -> int:
 def pretrain(engine: Engine, first: int, last: int) -> list[StepResult]:
     """Steps `first`..`last` on 8 windows each, in 4 micro-batches of all ranks together."""
     data_size, rank = engine.layout.parallel.data, data_rank_of(engine.layout)
-    return [engine.step(cut(windows(s, 8), rank, data_size, 4 // data_size), s) for s in range(first, last + 1)]
+    return [
+        engine.step(cut(windows(s, 8), rank, data_size, 4 // data_size), s, num_sources=NUM_SOURCES)
+        for s in range(first, last + 1)
+    ]
 
 
 def inject(engine: Engine, first: int, last: int) -> list[StepResult]:
@@ -134,6 +141,7 @@ def inject(engine: Engine, first: int, last: int) -> list[StepResult]:
             s,
             lm_weight=0.5,
             inject=INJECT,
+            num_sources=NUM_SOURCES,
         )
         for s in range(first, last + 1)
     ]

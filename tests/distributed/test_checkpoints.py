@@ -110,6 +110,7 @@ def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
         pytest.param(DO, "llama", "bfloat16", id="DO-bfloat16"),
         pytest.param({}, "gpt", "bfloat16", id="single-bfloat16"),
         pytest.param({"data": 2}, "gpt", "float32", id="DP2", marks=pytest.mark.slow),
+        pytest.param({"context": 2, **DO}, "llama", "bfloat16", id="CP2-DO-bfloat16", marks=pytest.mark.slow),
         pytest.param(DP2_DO, "gpt", "bfloat16", id="DP2-DO-bfloat16", marks=pytest.mark.slow),
         pytest.param({**TP2, **PP2, **DO}, "llama-tied", "float32", id="TP2-PP2-DO", marks=pytest.mark.slow),
     ],
@@ -140,6 +141,9 @@ def test_saving_does_not_change_the_run(tmp_path: Path) -> None:
         pytest.param([TP2, PP2, {}], "gpt", id="no-DO"),
         pytest.param([DP2_DO, DO, {"data": 3, **DO}], "gpt", id="DO-data-2-1-3", marks=pytest.mark.slow),
         pytest.param([VP2, {"pipeline": 4}, TP2], "gpt-untied", id="no-DO-VP2", marks=pytest.mark.slow),
+        pytest.param([{"context": 2, **DO}, DO], "llama", id="DO-context-2-1"),
+        pytest.param([{"context": 2}, {**TP2, "context": 2}, {}], "gpt", id="no-DO-context", marks=pytest.mark.slow),
+        pytest.param([DO, {"context": 2, **DP2_DO}], "gpt", id="DO-context-1-2", marks=pytest.mark.slow),
     ],
 )
 def test_reshard_keeps_every_weight_and_moment(tmp_path: Path, chain: list[dict[str, Any]], model: str) -> None:

@@ -36,10 +36,12 @@ SP: dict[str, Any] = {**TP2, "sequence_parallel": True}
 PP2: dict[str, Any] = {"pipeline": 2}
 VP2: dict[str, Any] = {**PP2, "virtual_pipeline": 2}
 DP2: dict[str, Any] = {"data": 2}
+CP2: dict[str, Any] = {"context": 2}
 FULL: dict[str, Any] = {"recompute": "full"}
 CASES = [
     pytest.param("gpt", {}, "sum", id="gpt-single"),
     pytest.param("gpt", {}, "mean", id="gpt-single-mean"),
+    pytest.param("gpt", PP2, "weights", id="gpt-PP2-weights"),
     pytest.param("gpt", TP2, "sum", id="gpt-TP2"),
     pytest.param("llama", SP, "sum", id="llama-TP2-SP"),
     pytest.param("gpt", PP2, "sum", id="gpt-PP2"),
@@ -47,6 +49,7 @@ CASES = [
     pytest.param("llama", DP2, "sum", id="llama-DP2"),
     pytest.param("llama", {**PP2, **FULL}, "sum", id="llama-PP2-full"),
     pytest.param("gpt", {**SP, **PP2}, "sum", id="gpt-TP2-PP2-SP"),
+    pytest.param("llama", CP2, "sum", id="llama-CP2"),
     pytest.param("llama", TP2, "sum", id="llama-TP2", marks=pytest.mark.slow),
     pytest.param("gpt", SP, "sum", id="gpt-TP2-SP", marks=pytest.mark.slow),
     pytest.param("llama", PP2, "sum", id="llama-PP2", marks=pytest.mark.slow),
@@ -55,6 +58,9 @@ CASES = [
     pytest.param("gpt", {**PP2, **FULL}, "sum", id="gpt-PP2-full", marks=pytest.mark.slow),
     pytest.param("llama", {**SP, **PP2}, "sum", id="llama-TP2-PP2-SP", marks=pytest.mark.slow),
     pytest.param("gpt", {**SP, **DP2, **FULL}, "sum", id="gpt-TP2-SP-DP2-full", marks=pytest.mark.slow),
+    pytest.param("gpt", {**CP2, **DP2}, "mean", id="gpt-CP2-DP2-mean", marks=pytest.mark.slow),
+    pytest.param("gpt", {**CP2, **SP, **FULL}, "sum", id="gpt-CP2-TP2-SP-full", marks=pytest.mark.slow),
+    pytest.param("llama", {**CP2, **VP2}, "sum", id="llama-CP2-PP2-VP2", marks=pytest.mark.slow),
 ]
 
 
@@ -70,13 +76,22 @@ def gradients(layout: Layout, model: str, reduction: str) -> tuple[float, list[f
     rank, data_size = cases.data_rank_of(layout), layout.parallel.data
     first, second = cases.cut(cases.windows(7, NUM_WINDOWS), rank, data_size, 2)
     words = [cases.words_of(step, layout, rank) for step in WORD_STEPS]
-    inject = cases.INJECT.model_copy(update={"level_reduction": reduction})
-    result = engine.step([words[0], first, second, words[1]], 1, lm_weight=LM_WEIGHT, inject=inject)
+    given = level_weights(reduction, cases.MODELS[model].num_layers + 2) if reduction == "weights" else reduction
+    inject = cases.INJECT.model_copy(update={"level_reduction": given})
+    batches = [words[0], first, second, words[1]]
+    result = engine.step(batches, 1, lm_weight=LM_WEIGHT, inject=inject, num_sources=cases.NUM_SOURCES)
     with torch.no_grad():
         for chunk in engine.chunks:
             for parameter in chunk.parameters():
                 parameter.copy_(parameter.main_grad)
     return result.loss, result.level_losses, cases.shards_of(engine)
+
+
+def level_weights(reduction: str, num_levels: int) -> list[float]:
+    """What each level's loss counts; "weights" leaves the second level out."""
+    if reduction == "weights":
+        return [0.0 if level == 1 else 0.5 * (level + 1) for level in range(num_levels)]
+    return [1 / num_levels if reduction == "mean" else 1.0] * num_levels
 
 
 def level_states(chunk: Any, tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -140,7 +155,8 @@ def reference(layout: Layout, model: str, reduction: str) -> tuple[float, list[f
             level_losses[level] = level_losses[level] + contrastive_by_loops(vectors, batch, 0.1) / len(WORD_STEPS)
         rows = [weight[word].mean(0) for word in words]
         level_losses[-1] = level_losses[-1] + contrastive_by_loops(rows, batch, 0.1) / len(WORD_STEPS)
-    total = LM_WEIGHT * language + sum(level_losses) / (num_levels if reduction == "mean" else 1)
+    weighted = zip(level_weights(reduction, num_levels), level_losses, strict=True)
+    total = LM_WEIGHT * language + sum(weight * loss for weight, loss in weighted)
     total.backward()
     with torch.no_grad():
         for parameter in chunk.parameters():

@@ -31,6 +31,7 @@ PP2: dict[str, Any] = {"pipeline": 2}
 PP3: dict[str, Any] = {"pipeline": 3, "uneven_stages": True}
 VP2: dict[str, Any] = {**PP2, "virtual_pipeline": 2}
 DP2: dict[str, Any] = {"data": 2}
+CP2: dict[str, Any] = {"context": 2}
 DO: dict[str, Any] = {"distributed_optimizer": True}
 FULL: dict[str, Any] = {"recompute": "full"}
 SELECTIVE: dict[str, Any] = {"recompute": "selective"}
@@ -49,6 +50,8 @@ EVERY_DAY = [
     ("PP2 full", "llama-tied", {**PP2, **FULL}),
     ("PP2 DP2 DO", "gpt", {**PP2, **DP2, **DO}),
     ("PP3 uneven", "gpt", PP3),
+    ("CP2", "gpt", CP2),
+    ("CP2 TP2 SP", "llama", {**CP2, **SP}),
 ]
 RARELY = [
     ("TP2", "llama-tied", TP2),
@@ -65,6 +68,15 @@ RARELY = [
     ("DP2", "llama-tied", DP2),
     ("DP2 DO full", "gpt", {**DP2, **DO, **FULL}),
     ("TP2 PP2 VP2 SP DO", "gpt", {**SP, **VP2, **DO}),
+    ("CP2", "llama", CP2),
+    ("CP4", "llama-tied", {"context": 4}),
+    ("CP2 full", "llama", {**CP2, **FULL}),
+    ("CP2 selective", "gpt", {**CP2, **SELECTIVE}),
+    ("CP2 DP2 DO", "gpt", {**CP2, **DP2, **DO}),
+    ("CP2 DP2 DO", "llama", {**CP2, **DP2, **DO}),
+    ("CP2 PP2", "gpt", {**CP2, **PP2}),
+    ("CP2 PP2 VP2 full", "llama-tied", {**CP2, **VP2, **FULL}),
+    ("CP2 TP2 SP", "gpt", {**CP2, **SP}),
 ]
 
 
@@ -111,7 +123,16 @@ def without_key_biases(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def numbers(results: list[StepResult]) -> np.ndarray:
+    """Loss and gradient norm, losses of the sources, level losses, of every step."""
+    for r in results:
+        assert sum(r.nll_by_source) == pytest.approx(r.loss * r.num_targets, rel=1e-12)
     return np.array([[r.loss, r.grad_norm, *r.level_losses] for r in results])
+
+
+def source_losses(results: list[StepResult]) -> np.ndarray:
+    """Of every step, without sources that have no window in it."""
+    sums = np.array([[r.nll_by_source, r.targets_by_source] for r in results])
+    return sums[:, 0][sums[:, 1] > 0] / sums[:, 1][sums[:, 1] > 0]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +152,9 @@ def test_layout_equals_one_process(name: str, model: str, parallel: dict[str, An
         np.testing.assert_array_equal(other.vectors, first.vectors)
     assert first.num_parameters == reference.num_parameters
     assert [r.lr for r in first.pretrained] == [r.lr for r in reference.pretrained]
-    assert [r.num_targets for r in first.injected] == [r.num_targets for r in reference.injected]
+    for counts in ("targets_by_source", "bytes_by_source"):
+        for ours, theirs in ((first.pretrained, reference.pretrained), (first.injected, reference.injected)):
+            assert [getattr(r, counts) for r in ours] == [getattr(r, counts) for r in theirs]
 
     pretrained = np.abs(numbers(first.pretrained) / numbers(reference.pretrained) - 1).max(axis=0)
     injected = np.abs(numbers(first.injected) / numbers(reference.injected) - 1).max(axis=0)
@@ -146,6 +169,8 @@ def test_layout_equals_one_process(name: str, model: str, parallel: dict[str, An
         f"scores {scores:.1e} vectors {vectors:.1e}"
     )
     assert max(pretrained.max(), injected.max()) < RELATIVE_TOLERANCE
+    for ours, theirs in ((first.pretrained, reference.pretrained), (first.injected, reference.injected)):
+        np.testing.assert_allclose(source_losses(ours), source_losses(theirs), rtol=RELATIVE_TOLERANCE)
     assert max(scores, vectors) < ABSOLUTE_TOLERANCE
     assert weights < WEIGHT_TOLERANCE
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from torch.nn.attention.bias import causal_lower_right
 
 from megalign.config.sections import ModelConfig, PrecisionConfig
 from megalign.engine import groups
+from megalign.engine.device import DEVICE
 from megalign.engine.model import transformer_config
 from megalign.engine.specs import FusedAttention
 
@@ -87,6 +89,29 @@ def test_equals_megatrons_attention_and_the_reference(
     for found, theirs, expected in zip(ours, megatrons, reference, strict=True):
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=5e-6)
         torch.testing.assert_close(found, theirs, rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("num_query_groups", [HEADS, 2])
+def test_the_last_chunk_of_a_window_sees_all_that_came_before(one_process: None, num_query_groups: int) -> None:
+    """The call that context parallelism makes for each of its chunks; on a GPU it ends in kernels of another name."""
+    attention = FusedAttention(config_of(num_query_groups), 1, None, "self")
+    generator = torch.Generator().manual_seed(6)
+    shapes = [(64, HEADS), (256, num_query_groups), (256, num_query_groups)]
+    inputs = [torch.randn(length, BATCH, heads, 32, generator=generator) for length, heads in shapes]
+    visible = torch.ones(64, 256, dtype=torch.bool, device=DEVICE).tril(256 - 64)
+
+    def run(dtype: torch.dtype, mask: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [tensor.to(DEVICE, dtype, copy=True).requires_grad_() for tensor in inputs]
+        output = attention._fused(*leaves, mask, 0.0)
+        (output.square().sum() / 2).backward()
+        return [tensor.detach().double() for tensor in (output, *(leaf.grad for leaf in leaves)) if tensor is not None]
+
+    expected = run(torch.float64, visible)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        found = run(dtype, causal_lower_right(64, 256))
+        assert len(found) == 4
+        for own, exact in zip(found, expected, strict=True):
+            assert (own - exact).abs().max() < tolerance * exact.abs().max(), dtype
 
 
 def test_a_layer_number_does_not_change_the_scale(one_process: None) -> None:

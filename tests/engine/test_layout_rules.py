@@ -58,6 +58,11 @@ def layout(**parallel: Any) -> Layout:
             "parallel.tensor is 4, which does not divide model.sequence_length 26",
         ),
         ({"context": 5}, {}, "2 x parallel.context is 10, which does not divide model.sequence_length 24"),
+        (
+            {"tensor": 4, "context": 2, "sequence_parallel": True},
+            {"sequence_length": 12},
+            "parallel.tensor x parallel.context is 8, which does not divide model.sequence_length 12",
+        ),
     ],
 )
 def test_refused(parallel: dict[str, Any], model: dict[str, Any], message: str) -> None:
@@ -113,20 +118,9 @@ def test_fp8_without_transformer_engine_is_refused() -> None:
     with pytest.raises(
         EnvironmentProblem, match=r"precision\.fp8 is 'delayed', but .* silently computes without it.*Unset"
     ) as caught:
-        check_precision(PrecisionConfig(fp8="delayed"), ParallelConfig())
+        check_precision(PrecisionConfig(fp8="delayed"))
     assert caught.value.exit_code == 4
-    check_precision(PrecisionConfig(dtype="bfloat16"), ParallelConfig(tensor=2))
-
-
-def test_context_parallel_without_transformer_engine_is_refused() -> None:
-    from megalign.engine.device import check_precision, transformer_engine_available
-
-    if transformer_engine_available():
-        pytest.skip("TransformerEngine can be used here")
-    with pytest.raises(
-        EnvironmentProblem, match=r"parallel\.context is 2, but .*needs TransformerEngine's attention.*Set"
-    ):
-        check_precision(PrecisionConfig(), ParallelConfig(context=2))
+    check_precision(PrecisionConfig(dtype="bfloat16"))
 
 
 def test_the_engine_asks_before_it_builds(one_process: None) -> None:

@@ -25,6 +25,7 @@ from megalign.engine.megatron_on_cpu import respell
         ("y = x.cuda()", "y = x.cpu()"),
         ("y = x.cuda(device, non_blocking=True)", "y = x.cpu()"),
         ("y = torch.tensor([1]).float().cuda()", "y = torch.tensor([1]).float().cpu()"),
+        ("y = torch.tensor([1], pin_memory=True)", "y = torch.tensor([1], pin_memory=False)"),
         ("y = torch.cuda.FloatTensor([1.0])", "y = _cuda.FloatTensor([1.0])"),
     ],
 )

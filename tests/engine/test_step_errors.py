@@ -123,5 +123,5 @@ def test_error_kind_of_the_interleaving_rule() -> None:
     engine = Engine.__new__(Engine)
     engine.layout = ranks.layout_of(pipeline=4, virtual_pipeline=2)
     with pytest.raises(ConfigError, match="injection: lm_batch_size plus one batch of words"):
-        engine._check_interleaving(6)
-    engine._check_interleaving(8)
+        engine.layout.check_micro_batches(6)
+    engine.layout.check_micro_batches(8)
