@@ -35,6 +35,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace those of the file, as section.key=value.")
 ]
+_LOG_COLUMNS = 120
 Threads = Annotated[int, typer.Option(help="CPU threads each process computes with.")]
 
 
@@ -63,7 +64,7 @@ def study_run(
 
     study = load_study(config, overrides or [])
     folder = folder_for(study, overrides or [], out)
-    console = Console()
+    console = _console()
     steps = begin(study, folder)
     console.print(f"study {study.name}: {len(steps)} steps in {folder.path}", highlight=False, soft_wrap=True)
     try:
@@ -78,7 +79,13 @@ def study_run(
 @study_app.command("report")
 def study_report(folder: Annotated[Path, typer.Argument(help="A study's folder, e.g. runs/enclone-demo.")]) -> None:
     """Write the report of a study from the scores that are there: HTML page, PNG figures, CSV tables."""
-    _report(folder, Console())
+    _report(folder, _console())
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal (a log, a pipe) wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_LOG_COLUMNS)
 
 
 def _report(folder: Path, console: Console) -> None:
@@ -117,11 +124,40 @@ def train(
     config: Annotated[Path, typer.Argument(help="A run's YAML file, e.g. the config.yaml of a run's folder.")],
     overrides: Overrides = None,
     threads: Threads = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and count the run; start and write nothing.")
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Dry run: what each rank computes on, e.g. h100 (a100, h200, b200, mi300x, or track.devices)."
+        ),
+    ] = None,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.001, max=1.0, help="Dry run: share of the device's peak to expect, e.g. 0.4.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="Dry run: speed of pretraining, all ranks together.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Dry run: also write the numbers here.")] = None,
 ) -> None:
     """Train one run: injection where the method has it, then pretraining. Rerun to continue.
 
     Starts the processes of the layout on this machine; under torchrun or srun it joins those.
+
+    `--dry-run` checks settings, layout, data and table as a start does, with the same errors and exit codes, and says what
+    the run would be: parameters, batches, tokens and epochs of every source, FLOPs, memory of a rank by part, checkpoints,
+    time. The time comes from --tokens-per-second, or --device and --mfu, or the metrics that the run's folder already has.
+
+    Example: `megalign train run.yaml --dry-run --device h100 --mfu 0.4 parallel.tensor=2`
     """
+    from megalign.cli.dry_run import Assumptions, refuse_without_dry_run, show
+
+    given = Assumptions(device, mfu, tokens_per_second, json_file)
+    if dry_run:
+        show(config, overrides or [], given, Console())
+        return
+    refuse_without_dry_run(given)
     _run("train", config, overrides, threads)
 
 
@@ -157,7 +193,7 @@ def doctor() -> None:
     """Say what is installed, which path the engine will take here, and why."""
     from megalign.cli.doctor import diagnosis
 
-    Console().print(diagnosis())
+    _console().print(diagnosis())
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from megalign.config import (
     METHODS,
     MethodConfig,
     RunConfig,
-    RunDataConfig,
     SourceConfig,
     StudyConfig,
     apply_method,
@@ -82,26 +81,21 @@ def run_config(study: StudyConfig, folder: StudyFolder, method: MethodConfig, se
     corpus, data = study.corpus, folder.data(seed)
     sources = [SourceConfig(language=corpus.source_language, weight=float(corpus.source_tokens))]
     sources += [SourceConfig(language=name, weight=float(corpus.target_tokens)) for name in corpus.all_target_languages]
-    base = RunConfig(
-        name=f"{study.name}/{method.label}/seed{seed}",
-        folder=str(folder.run(method.label, seed)),
-        seed=seed,
-        model=study.model,
-        data=RunDataConfig(
-            store=str(data / "store"),
-            sources=sources,
-            table=str(data / "table.parquet"),
-            facts=str(data / "facts.json") if study.facts else None,
-            source_language=corpus.source_language,
-        ),
-        train=study.train,
-        inject=study.inject,
-        codeswitch=study.codeswitch,
-        parallel=study.parallel,
-        precision=study.precision,
-        guards=study.guards,
-        evaluate=study.evaluate,
-    )
+    shared = ("model", "train", "inject", "codeswitch", "parallel", "precision", "guards", "evaluate", "track")
+    content = {
+        "name": f"{study.name}/{method.label}/seed{seed}",
+        "folder": str(folder.run(method.label, seed)),
+        "seed": seed,
+        "data": {
+            "store": str(data / "store"),
+            "sources": [source.model_dump() for source in sources],
+            "table": str(data / "table.parquet"),
+            "facts": str(data / "facts.json") if study.facts else None,
+            "source_language": corpus.source_language,
+        },
+        **{name: getattr(study, name).model_dump(mode="json") for name in shared},
+    }
+    base = validate(RunConfig, content, f"study {study.name}")
     run = apply_method(method.method, base)
     content = apply_overrides(run.model_dump(mode="json"), method.set.items())
     return validate(RunConfig, content, f"method {method.label}")

@@ -98,7 +98,7 @@ def _may_change(key: str) -> bool:
     """
     if key.startswith(("data.stages", "data.skip_samples")):
         return True
-    return key.split(".")[0] in {"parallel", "folder", "name", "evaluate", "guards"} or key in {
+    return key.split(".")[0] in {"parallel", "folder", "name", "evaluate", "guards", "track"} or key in {
         "train.accept_changed_data",
         "train.micro_batch_size",
         "train.log_interval",

@@ -12,13 +12,16 @@ import numpy as np
 
 from megalign.config import InjectConfig
 from megalign.engine import checkpoint, groups
+from megalign.engine.device import peak_memory_bytes
 from megalign.engine.engine import Engine, LanguageBatch, NonFiniteStep, StepResult
 from megalign.engine.replicas import check_replicas
 from megalign.errors import DataError, StoppedOnRequest
 from megalign.prealign.words import WordBatch
 from megalign.training.guards import Guards
+from megalign.training.losses import SourceLosses
 from megalign.training.metrics import MetricsLog
 from megalign.training.stop import StopRequest
+from megalign.training.tracking import ProfileWindow, Tracker
 from megalign.training.watchdog import Watchdog
 
 Batch = LanguageBatch | WordBatch
@@ -38,14 +41,21 @@ class Stage:
         sequence_length: tokens of a window.
         samples_of: step -> numbers of the samples of its global batch.
         state: samples read -> values a checkpoint must agree with when the stage resumes (fingerprints).
+        losses: of each source.
         guards: what is watched.
         watchdog: told where this rank is.
         extra: values added to every line of metrics.
         inject: settings of the contrastive loss; None without words.
         probe: called with the engine and the step where `probe_interval` says, and before the first step.
+        measure: called with the engine and the step after every step; the values go into its line of metrics.
+        ended: whether the stage is over before `num_steps`; asked after `measure`, equal on all ranks.
         mixture: step -> number of its mixture of sources; losses of one are not compared with those of another.
         accept_changed_data: resume although the checkpoint's data are others.
         keep_permanent_interval, async_checkpoint, verify_checkpoints: see checkpoint.Saver.
+        consumed: samples read -> tokens of each source that were read.
+        utilisation: tokens a second -> values that follow from them.
+        trackers: steps taken before -> where metrics go besides the file; called on the rank that writes.
+        profile: the steps that the rank that writes traces.
         fence: raises where this process may not publish any more; called before checkpoints, metrics and scores.
     """
 
@@ -56,6 +66,7 @@ class Stage:
     sequence_length: int
     samples_of: Callable[[int], Sequence[int]]
     state: Callable[[int], dict[str, Any]]
+    losses: SourceLosses
     guards: Guards
     watchdog: Watchdog
     log_interval: int
@@ -65,12 +76,18 @@ class Stage:
     inject: InjectConfig | None = None
     probe: Probe | None = None
     probe_interval: int | None = None
+    measure: Callable[[Engine, int], dict[str, Any]] = field(default=lambda engine, step: {})
+    ended: Callable[[], bool] = field(default=lambda: False)
     replica_check_interval: int | None = None
     mixture: Callable[[int], int] = field(default=lambda step: 0)
     accept_changed_data: bool = False
     keep_permanent_interval: int | None = None
     async_checkpoint: bool = False
     verify_checkpoints: bool = False
+    consumed: Callable[[int], dict[str, int]] | None = None
+    utilisation: Callable[[float], dict[str, Any]] = field(default=lambda tokens_per_second: {})
+    trackers: Callable[[int], Sequence[Tracker]] = field(default=lambda step: ())
+    profile: ProfileWindow | None = None
     fence: Callable[[], None] = field(default=lambda: None)
     checkpoint_extra: Callable[[], dict[str, Any]] = dict
     restore_extra: Callable[[dict[str, Any]], None] = field(default=lambda state: None)
@@ -103,6 +120,7 @@ def resume(stage: Stage, engine: Engine, folder: Path) -> tuple[int, bool]:
             )
         stage.guards.record("changed_data", int(state["step"]), told)
     stage.guards.restore(state)
+    stage.losses.restore(state)
     stage.restore_extra(state)
     return int(state["step"]), bool(state.get("unmeasured"))
 
@@ -123,6 +141,35 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, s
         TrainingProblem: the loss is not finite, the run diverges, or ranks' weights differ.
     """
     step, unmeasured = resume(stage, engine, folder)
+    if metrics_path is None:
+        _take_steps(stage, engine, folder, stop, None, step, unmeasured)
+        return 0.0
+    log = MetricsLog(
+        metrics_path,
+        stage.name,
+        step=step,
+        total_steps=stage.num_steps,
+        tokens=stage.samples_after(step) * stage.sequence_length,
+        trackers=stage.trackers(step),
+        utilisation=stage.utilisation,
+    )
+    try:
+        _take_steps(stage, engine, folder, stop, log, step, unmeasured)
+    finally:
+        log.close()
+    return log.compute_seconds
+
+
+def _take_steps(
+    stage: Stage,
+    engine: Engine,
+    folder: Path,
+    stop: StopRequest,
+    log: MetricsLog | None,
+    step: int,
+    unmeasured: bool,
+) -> None:
+    """The loop itself; `step` were taken before."""
 
     def interrupt() -> None:
         stage.watchdog.at(stage.name, step, "measure")  # a long measurement gets on with every batch
@@ -137,19 +184,10 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, s
         verify=stage.verify_checkpoints,
         fence=stage.fence,
     )
-    log = None
-    if metrics_path is not None:
-        log = MetricsLog(
-            metrics_path,
-            stage.name,
-            step=step,
-            total_steps=stage.num_steps,
-            tokens=stage.samples_after(step) * stage.sequence_length,
-        )
     saved = step
     if step == 0 or unmeasured:
         unmeasured = _probe(stage, engine, step, log)
-    while step < stage.num_steps:
+    while step < stage.num_steps and not stage.ended():
         decision = stop.decide(busy=saver.busy)
         if (decision.stop or decision.save) and step > saved:
             _save(stage, engine, saver, step, unmeasured, log)
@@ -164,8 +202,9 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, s
             )
         result = _step(stage, engine, step + 1, log)
         step += 1
-        if result and (step % stage.log_interval == 0 or step in (1, stage.num_steps)):
-            values = {**_values(stage, step, result), **_stragglers(engine)}
+        measured = _measure(stage, engine, step, log)
+        if result and (measured or step % stage.log_interval == 0 or step in (1, stage.num_steps)):
+            values = {**_values(stage, step, result), **measured, **_over_ranks(engine)}
             if log:
                 stage.fence()
                 log.write(step, values)
@@ -173,13 +212,16 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, s
             check_replicas(engine.chunks, step)
         stage.watchdog.at(stage.name, step, "measure")
         unmeasured = _probe(stage, engine, step, log)
-        if step == stage.num_steps or (stage.checkpoint_interval and step % stage.checkpoint_interval == 0):
+        if stage.ended() and step < stage.num_steps:
+            stage.guards.record("ended_early", step, f"{stage.name} is over after {step} of {stage.num_steps} steps.")
+        if (
+            step == stage.num_steps
+            or stage.ended()
+            or (stage.checkpoint_interval and step % stage.checkpoint_interval == 0)
+        ):
             _save(stage, engine, saver, step, unmeasured, log)
             saved = step
     saver.finish()
-    if log:
-        log.close()
-    return log.compute_seconds if log else 0.0
 
 
 def _step(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> StepResult | None:
@@ -192,22 +234,42 @@ def _step(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> St
         log.waited_for_data(time.monotonic() - started)
     stage.watchdog.at(stage.name, step, "compute")
     lm_weight = stage.inject.lm_weight if stage.inject else 1.0
+    if stage.profile:
+        stage.profile.before(step)
     try:
-        result = engine.step(batches, step, lm_weight=lm_weight, inject=stage.inject)
+        result = engine.step(
+            batches, step, lm_weight=lm_weight, inject=stage.inject, num_sources=len(stage.losses.names)
+        )
     except NonFiniteStep as error:
         stage.guards.not_finite(error, engine, batches, stage.samples_of(step))
         return None
+    if stage.profile and (trace := stage.profile.after(step, last=step == stage.num_steps)):
+        print(f"{stage.name} step {step}: trace written to {trace}", flush=True)
     if step > 1 and stage.mixture(step) != stage.mixture(step - 1):
         stage.guards.spikes.reset()
+    stage.losses.add(result)
     stage.guards.loss(step, result.loss, stage.samples_of(step))
     return result
 
 
-def _stragglers(engine: Engine) -> dict[str, Any]:
-    """How much longer the slowest rank works than the median one, and which it is. A collective."""
-    seconds = groups.gather_from_all([engine.timer.take_seconds()])[:, 0]
+def _measure(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> dict[str, Any]:
+    stage.watchdog.at(stage.name, step, "measure")
+    started = time.monotonic()
+    values = stage.measure(engine, step)
+    if log and values:
+        log.pause(time.monotonic() - started)
+    return values
+
+
+def _over_ranks(engine: Engine) -> dict[str, Any]:
+    """How much longer the slowest rank works than the median one, which it is, and the largest memory. A collective."""
+    seconds, memory_bytes = groups.gather_from_all([engine.timer.take_seconds(), float(peak_memory_bytes())]).T
     ratio = float(seconds.max() / max(float(np.median(seconds)), 1e-9))
-    return {"slowest_over_median": round(ratio, 4), "slowest_rank": int(seconds.argmax())}
+    return {
+        "slowest_over_median": round(ratio, 4),
+        "slowest_rank": int(seconds.argmax()),
+        "peak_memory_bytes": int(memory_bytes.max()),
+    }
 
 
 def _values(stage: Stage, step: int, result: StepResult) -> dict[str, Any]:
@@ -217,7 +279,10 @@ def _values(stage: Stage, step: int, result: StepResult) -> dict[str, Any]:
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "lr": result.lr,
+        **stage.losses.take(),
     }
+    if stage.consumed:
+        values["tokens_by_source"] = stage.consumed(stage.samples_after(step))
     if result.level_losses:
         values["contrastive"] = sum(result.level_losses) / len(result.level_losses)
         values["contrastive_by_level"] = result.level_losses
@@ -253,6 +318,7 @@ def _save(
         "unmeasured": unmeasured,
         **stage.state(samples),
         **stage.guards.state(),
+        **stage.losses.state(),
         **stage.checkpoint_extra(),
     }
     saver.save(engine, step, state)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megalign.files import write_text
+
+if TYPE_CHECKING:
+    from megalign.training.tracking import Tracker
 
 # Ranks that compute so much longer than the median one are named on the console.
 _STRAGGLER_RATIO = 1.3
@@ -23,11 +27,24 @@ class MetricsLog:
         step: steps taken before.
         total_steps: length of the stage, for the ETA.
         tokens: tokens read before, all ranks together.
+        trackers: get every line too.
+        utilisation: tokens a second -> values that follow from them.
     """
 
-    def __init__(self, path: Path, stage: str, *, step: int, total_steps: int, tokens: int) -> None:
-        self.path, self.stage, self.total_steps = path, stage, total_steps
+    def __init__(
+        self,
+        path: Path,
+        stage: str,
+        *,
+        step: int,
+        total_steps: int,
+        tokens: int,
+        trackers: Sequence[Tracker] = (),
+        utilisation: Callable[[float], dict[str, Any]] = lambda tokens_per_second: {},
+    ) -> None:
+        self.path, self.stage, self.total_steps, self.trackers = path, stage, total_steps, trackers
         drop_lines(path, lambda line: line.get("stage") == stage and int(line.get("step", 0)) > step)
+        self._utilisation = utilisation
         self._stream = path.open("a", encoding="utf-8")
         self._step, self._tokens, self._time = step, tokens, time.monotonic()
         self._waited = 0.0
@@ -53,11 +70,14 @@ class MetricsLog:
             "total_steps": self.total_steps,
             **values,
             "tokens_per_second": round(speed, 1),
+            **self._utilisation(speed),
             "step_seconds": round(seconds / steps, 6),
             "data_wait_share": round(self._waited / seconds, 5),
         }
         self._stream.write(json.dumps(_finite(line)) + "\n")
         self._stream.flush()
+        for tracker in self.trackers:
+            tracker.write(step, _finite(line))
         eta = (self.total_steps - step) * seconds / steps
         shown = "  ".join(
             f"{name} {values[name]:.4g}" for name in ("loss", "contrastive", "grad_norm", "lr") if name in values
@@ -73,8 +93,20 @@ class MetricsLog:
         self._step, self._tokens, self._time, self._waited = step, values["tokens"], now, 0.0
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and the trackers."""
         self._stream.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def mean_speed(metrics: Path) -> float | None:
+    """Mean tokens a second over the logged lines of pretraining."""
+    speeds = []
+    for text in metrics.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if line["stage"] == "pretrain" and line["step"] > 1:
+            speeds.append(line["tokens_per_second"])
+    return round(len(speeds) / sum(1 / speed for speed in speeds), 1) if speeds else None
 
 
 def drop_lines(path: Path, unwanted: Any) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,23 @@ from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
 from megalign.engine import checkpoint, groups
+from megalign.engine.device import device_name
 from megalign.errors import DataError
 from megalign.files import read_json, write_json
 from megalign.prealign.words import WordBatches
+from megalign.scaling.devices import load_devices, recognise
+from megalign.scaling.flops import achieved_flops, training_flops_per_token, utilisation
 from megalign.training import loop
 from megalign.training.guards import EventLog, Guards
+from megalign.training.injection import InjectionMonitor
 from megalign.training.inputs import RunFolder as RunFolder
 from megalign.training.inputs import RunInputs as RunInputs
+from megalign.training.losses import SourceLosses
+from megalign.training.metrics import mean_speed
 from megalign.training.samples import Samples, check_hit_rate
 from megalign.training.stop import StopRequest
+from megalign.training.switch_totals import SwitchTotals
+from megalign.training.tracking import ProfileWindow, Tracker, check_installed, open_trackers
 from megalign.training.watchdog import Watchdog
 
 
@@ -38,6 +46,7 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
     layout = Layout(config.parallel)
     layout.check(config.model)
     layout.check_world_size(rank.world_size)
+    check_installed(config.track)
     inputs = RunInputs.open(config)
     folder = RunFolder(Path(config.folder))
     writes = rank.rank == 0
@@ -75,6 +84,7 @@ def _inject(
         seed=config.seed,
         row_width_tokens=inject.row_width_tokens,
     )
+    monitor = InjectionMonitor(inputs.encoded, inject)
     text = Samples(inputs.store, config.data, config.model.sequence_length, config.seed, name="inject")
 
     def batches(step: int) -> list[loop.Batch]:
@@ -98,11 +108,17 @@ def _inject(
             "store": inputs.store.fingerprint,
             "table": inputs.table_fingerprint,
         },
+        losses=SourceLosses([source.read_as for source in text.sources]),
         guards=_guards(inputs, folder, "inject", writes),
         watchdog=watchdog,
         log_interval=config.train.log_interval,
         **_saving(config, folder),
+        **_tracking(config, folder, "inject", writes),
         inject=inject,
+        measure=monitor.measure,
+        ended=lambda: monitor.ended,
+        checkpoint_extra=monitor.state,
+        restore_extra=monitor.restore,
     )
     return loop.run(stage, inputs.engine(layout, "inject"), where, folder.metrics if writes else None, stop)
 
@@ -143,11 +159,11 @@ def _pretrain(
                 schedule.size(step),
                 rank=place.data,
                 world=layout.parallel.data,
-                size=train_config.micro_batch_size,
+                size=config.micro_batch_size,
             )
         )
 
-    counts = _SwitchTotals(inputs)
+    counts = SwitchTotals(samples)
     stage = loop.Stage(
         name="pretrain",
         num_steps=inputs.num_steps,
@@ -159,6 +175,7 @@ def _pretrain(
         ],
         mixture=lambda step: samples.order.mixture(samples.order.sample_at(schedule.first(step))),
         accept_changed_data=train_config.accept_changed_data,
+        losses=SourceLosses([source.read_as for source in samples.sources]),
         guards=_guards(inputs, folder, "pretrain", writes),
         watchdog=watchdog,
         replica_check_interval=config.guards.replica_check_interval,
@@ -169,6 +186,9 @@ def _pretrain(
         },
         log_interval=train_config.log_interval,
         **_saving(config, folder),
+        **_tracking(config, folder, "pretrain", writes),
+        consumed=lambda position: _consumed_tokens(samples, position),
+        utilisation=_utilisation(inputs, layout),
         extra=counts.metrics,
         probe=probe,
         probe_interval=train_config.evaluate_interval,
@@ -186,28 +206,6 @@ def _guards(inputs: RunInputs, folder: RunFolder, stage: str, writes: bool) -> G
     return Guards(inputs.config.guards, stage, folder.path, groups.rank(), events)
 
 
-class _SwitchTotals:
-    """Words switched so far by all data-parallel ranks, kept over resumes."""
-
-    def __init__(self, inputs: RunInputs) -> None:
-        self.samples = inputs.samples
-        self.before = [0, 0, 0]
-
-    def metrics(self) -> dict[str, Any]:
-        """The rate on this rank's windows (each rank reads a fair share)."""
-        return {"codeswitch_rate": self.samples.counts.rate} if self.samples.switcher else {}
-
-    def state(self) -> dict[str, Any]:
-        """Totals over ranks, a collective."""
-        counts = self.samples.counts
-        own = groups.sum_counts([counts.words, counts.covered, counts.switched])
-        return {"words_seen_covered_switched": [a + b for a, b in zip(self.before, own, strict=True)]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self.before = list(state.get("words_seen_covered_switched", self.before))
-
-
 def _saving(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     """How a stage saves."""
     names = (
@@ -217,10 +215,54 @@ def _saving(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     return {"fence": folder.fence, **{name: getattr(config.train, name) for name in names}}
 
 
+def _tracking(config: RunConfig, folder: RunFolder, stage: str, writes: bool) -> dict[str, Any]:
+    """Where the metrics of a stage go, and what is traced; nothing on ranks that do not write."""
+    if not writes:
+        return {}
+
+    def trackers(step: int) -> list[Tracker]:
+        settings = config.model_dump(mode="json")
+        return open_trackers(config.track, folder.path, stage, step, name=config.name, settings=settings)
+
+    return {"trackers": trackers, "profile": ProfileWindow(config.track.profile_steps, folder.path / "profile", stage)}
+
+
+def _utilisation(inputs: RunInputs, layout: Layout) -> Callable[[float], dict[str, Any]]:
+    """Tokens a second -> TFLOP/s of a device, and their share of its dense peak (null where that is unknown)."""
+    config = inputs.config
+    flops = training_flops_per_token(config.model, inputs.store.vocabulary.size)
+    table = load_devices(Path(config.track.devices) if config.track.devices else None)
+    device = recognise(device_name(), table)
+    peak = device.peak(config.precision) if device else None
+
+    def values(tokens_per_second: float) -> dict[str, Any]:
+        used = utilisation(tokens_per_second, flops, layout.world_size, peak)
+        return {
+            "tflops_per_device": round(achieved_flops(tokens_per_second, flops, layout.world_size) / 1e12, 6),
+            "mfu": None if used is None else round(used, 5),
+        }
+
+    return values
+
+
+def _consumed_tokens(samples: Samples, position: int) -> dict[str, int]:
+    counts = samples.order.consumed(position)
+    return {source.read_as: samples.length * n for source, n in zip(samples.sources, counts, strict=True)}
+
+
 def _finished(folder: Path, num_steps: int) -> bool:
-    """Whether the pointer names the last step's checkpoint."""
-    path = checkpoint.path_of(folder, num_steps)
-    return checkpoint.pointed_name(folder) == path.name and (path / checkpoint.MARKER).exists()
+    """Whether the pointer names the last step's checkpoint, or one at which the stage ended early."""
+    name = checkpoint.pointed_name(folder)
+    if not name or not (folder / name / checkpoint.MARKER).exists():
+        return False
+    is_last = name == checkpoint.path_of(folder, num_steps).name
+    return is_last or bool(read_json(folder / name / checkpoint.MARKER).get("ended"))
+
+
+def _injected_steps(folder: RunFolder) -> int:
+    """Steps of injection that were taken."""
+    path = checkpoint.latest(folder.checkpoints("inject"))
+    return int(read_json(path / checkpoint.MARKER)["step"]) if path else 0
 
 
 def _summarise(inputs: RunInputs, folder: RunFolder, layout: Layout, wall_seconds: float, seconds: float) -> None:
@@ -232,7 +274,8 @@ def _summarise(inputs: RunInputs, folder: RunFolder, layout: Layout, wall_second
     words, _, switched = state["words_seen_covered_switched"]
     length = config.model.sequence_length
     consumed = samples.order.consumed(int(state["samples"]))
-    lm_tokens = config.inject.steps * config.inject.lm_batch_size * length
+    injected = _injected_steps(folder) if config.inject.steps else 0
+    lm_tokens = injected * config.inject.lm_batch_size * length
     before = read_json(folder.summary) if folder.summary.exists() else {}
     write_json(
         folder.summary,
@@ -243,27 +286,17 @@ def _summarise(inputs: RunInputs, folder: RunFolder, layout: Layout, wall_second
             "parameters": before.get("parameters"),
             "tokens_seen": {
                 "injection": lm_tokens,
-                "pretrain": {s.read_as: n * length for s, n in zip(samples.sources, consumed, strict=True)},
+                "pretrain": _consumed_tokens(samples, int(state["samples"])),
             },
             "epochs": {
                 s.read_as: n / o.num_windows
                 for s, o, n in zip(samples.sources, samples.order.sources, consumed, strict=True)
             },
-            "steps": {"inject": config.inject.steps, "pretrain": inputs.num_steps},
+            "steps": {"inject": injected, "pretrain": inputs.num_steps},
             "codeswitch_rate": switched / words if words else 0.0,
             "embedding_init_std": config.model.embedding_init_std or config.model.init_std,
             "layout": config.parallel.model_dump(),
             "wall_seconds": round(before.get("wall_seconds", 0.0) + wall_seconds, 1),
-            "tokens_per_second": _mean_speed(folder.metrics),
+            "tokens_per_second": mean_speed(folder.metrics),
         },
     )
-
-
-def _mean_speed(metrics: Path) -> float | None:
-    """Mean tokens a second over the logged lines of pretraining."""
-    speeds = []
-    for text in metrics.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        if line["stage"] == "pretrain" and line["step"] > 1:
-            speeds.append(line["tokens_per_second"])
-    return round(len(speeds) / sum(1 / speed for speed in speeds), 1) if speeds else None

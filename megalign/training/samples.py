@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,13 @@ class SwitchCounts:
     def rate(self) -> float:
         """Share of the words that were switched."""
         return self.switched / self.words if self.words else 0.0
+
+    def __add__(self, other: SwitchCounts) -> SwitchCounts:
+        return SwitchCounts(self.words + other.words, self.covered + other.covered, self.switched + other.switched)
+
+    def to_list(self) -> list[int]:
+        """Words, covered, switched."""
+        return [self.words, self.covered, self.switched]
 
 
 class Samples:
@@ -63,7 +71,12 @@ class Samples:
         self._totals = [store.num_tokens(source.language) for source in self.sources]
         # A replacement may be shorter than its word: what follows the window fills it up again.
         self._slack = sequence_length // 4 if switcher else 0
-        self.counts = SwitchCounts()
+        self.counts_by_language = {source.read_as: SwitchCounts() for source in self.sources}
+
+    @property
+    def counts(self) -> SwitchCounts:
+        """Counts of all sources."""
+        return sum(self.counts_by_language.values(), start=SwitchCounts())
 
     def sample(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int64 tokens and labels and float32 loss mask, all [sequence], of sample `number`."""
@@ -76,9 +89,9 @@ class Samples:
             return window[:-1], window[1:], np.ones(self.length, dtype=np.float32)
         flags = self.store.word_start_flags(source.language, start, wanted)
         switched = self.switcher.switch(window, flags, language=source.read_as, sample_id=number, length=self.length)
-        self.counts.words += switched.num_words
-        self.counts.covered += switched.num_covered
-        self.counts.switched += switched.num_switched
+        self.counts_by_language[source.read_as] += SwitchCounts(
+            switched.num_words, switched.num_covered, switched.num_switched
+        )
         return switched.tokens, switched.labels, switched.loss_mask
 
     def _window(self, source: SourceConfig, start: int, length: int) -> np.ndarray:
@@ -94,35 +107,48 @@ class Samples:
         """
         share = count // world
         positions = range(first + rank * share, first + (rank + 1) * share)
-        rows = [self.sample(self.order.sample_at(position)) for position in positions]
-        return [
-            LanguageBatch(*(np.stack(column) for column in zip(*rows[start : start + size], strict=True)))
-            for start in range(0, share, size)
-        ]
+        numbers = [self.order.sample_at(position) for position in positions]
+        return [self._batch(numbers[start : start + size]) for start in range(0, share, size)]
+
+    def _batch(self, numbers: list[int]) -> LanguageBatch:
+        tokens, labels, mask = (np.stack(column) for column in zip(*map(self.sample, numbers), strict=True))
+        sources = np.array([self.order.place(number).source for number in numbers])
+        num_bytes = np.where(mask > 0, self.store.vocabulary.token_num_bytes[labels], 0).sum(axis=1)
+        return LanguageBatch(tokens, labels, mask, sources, num_bytes)
 
 
 def build_switcher(config: RunConfig, encoded: EncodedTable) -> Codeswitcher:
-    """The run's codeswitching: from the source language into all table languages that are sources, and back."""
-    origin = config.data.source_language
+    """The run's codeswitching: as codeswitch.sources has it, otherwise from the source language into all table languages
+    that are sources, and back.
+
+    Raises:
+        ConfigError: there is nothing to switch, or a target is not in the table.
+    """
+    origin, settings = config.data.source_language, config.codeswitch
     read = [source.read_as for source in config.data.all_sources]
     others = [language for language in encoded.languages if language != origin and language in read]
-    if not others or origin not in read:
+    targets: dict[str, Sequence[str] | Mapping[str, float]] = {}
+    if others and origin in read:
+        targets = {origin: others, **{other: [origin] for other in others}}
+    ratios = dict.fromkeys(targets, settings.ratio)
+    for language, source in settings.sources.items():
+        if source.targets is not None:
+            targets[language] = source.targets
+        ratios[language] = settings.ratio if source.ratio is None else source.ratio
+    targets = {language: names for language, names in targets.items() if ratios[language]}
+    if not targets:
         raise ConfigError(
             f"Codeswitching needs {origin!r} and a language of the alignment table ({', '.join(encoded.languages)}) "
             f"among data.sources, which has {', '.join(read)}.",
             fix="Correct data.sources or data.table, or set codeswitch.ratio to 0.",
         )
-    return Codeswitcher(
-        encoded,
-        ratio=config.codeswitch.ratio,
-        label_mode=config.codeswitch.label_mode,
-        seed=config.seed,
-        targets={origin: others, **{other: [origin] for other in others}},
-    )
+    return Codeswitcher(encoded, ratio=ratios, label_mode=settings.label_mode, seed=config.seed, targets=targets)
 
 
 def check_hit_rate(samples: Samples, config: RunConfig) -> dict[str, float]:
     """Share of the running words of every source that the table covers, on the first windows of the store.
+
+    Sources that codeswitch.sources gives the ratio 0 are left out.
 
     Raises:
         DataError: below codeswitch.minimum_hit_rate: the run would hardly switch a word, silently.
@@ -132,6 +158,9 @@ def check_hit_rate(samples: Samples, config: RunConfig) -> dict[str, float]:
         return {}
     rates = {}
     for source, total in zip(samples.sources, samples._totals, strict=True):
+        named = config.codeswitch.sources.get(source.read_as)
+        if named is not None and named.ratio == 0:
+            continue
         length = min(samples.length, total)
         count = min(_SELF_TEST_WINDOWS, max(1, total // length))
         starts = [number * length for number in range(count)]
@@ -145,6 +174,7 @@ def check_hit_rate(samples: Samples, config: RunConfig) -> dict[str, float]:
                 f"The alignment table covers {rate:.1%} of the words of {source.read_as}, below "
                 f"codeswitch.minimum_hit_rate {config.codeswitch.minimum_hit_rate:.1%}.",
                 "Codeswitching would hardly happen.",
-                "Check that the table was made for this tokenizer's text and languages, or lower the minimum.",
+                "Check that the table was made for this tokenizer's text and languages, or lower the minimum; "
+                f"codeswitch.sources.{source.read_as}.ratio=0 leaves this source as it is.",
             )
     return rates

@@ -94,7 +94,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(finished_study: StudyFolder, 
         run_steps(steps, folder, max_processes=1, console=console)
     assert error.value.exit_code == 1
     text = str(error.value)
-    assert f"run-joint-seed{SEED} ended with code 1; the end of {folder.logs / f'run-joint-seed{SEED}.log'}" in text
+    assert f"run-joint-seed{SEED} ended with code 5; the end of {folder.logs / f'run-joint-seed{SEED}.log'}" in text
     assert "not finite" in text
     assert "Lower the learning rate" in text
     assert "Traceback" not in text
@@ -192,7 +192,7 @@ def test_a_stopped_study_continues_to_the_same_summary(finished_study: StudyFold
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:
-    timed = {"tokens_per_second", "step_seconds", "data_wait_share"}
+    timed = {"tokens_per_second", "tflops_per_device", "step_seconds", "data_wait_share", "peak_memory_bytes"}
     return [{key: value for key, value in line.items() if key not in timed} for line in json_lines(path)]
 
 

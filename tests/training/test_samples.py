@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from training_data import CLONE_TOKENS, ENGLISH_TOKENS, run_config
 
-from megalign.config import SourceConfig
+from megalign.config import RunConfig, SourceConfig
 from megalign.config.run import RunDataConfig
+from megalign.config.sections import SwitchedSourceConfig
 from megalign.corpus.store import TokenStore
 from megalign.engine.engine import LanguageBatch
 from megalign.errors import ConfigError, DataError
@@ -212,10 +213,62 @@ def test_a_table_that_hardly_covers_the_text_is_refused(inputs: RunInputs) -> No
     assert str(caught.value) == (
         "The alignment table covers 0.0% of the words of en, below codeswitch.minimum_hit_rate 5.0%. "
         "Codeswitching would hardly happen. "
-        "Check that the table was made for this tokenizer's text and languages, or lower the minimum."
+        "Check that the table was made for this tokenizer's text and languages, or lower the minimum; "
+        "codeswitch.sources.en.ratio=0 leaves this source as it is."
     )
     codeswitch = inputs.config.codeswitch.model_copy(update={"minimum_hit_rate": 0.0})
     assert check_hit_rate(samples, inputs.config.model_copy(update={"codeswitch": codeswitch})) == {
         "en": 0.0,
         "en-clone": 0.0,
     }
+
+
+def switching(inputs: RunInputs, **sources: SwitchedSourceConfig) -> RunConfig:
+    """The run with other settings for some sources; keys with _ for -."""
+    named = {name.replace("_", "-"): source for name, source in sources.items()}
+    return inputs.config.model_copy(
+        update={"codeswitch": inputs.config.codeswitch.model_copy(update={"sources": named})}
+    )
+
+
+def test_a_source_can_be_left_as_it_is(inputs: RunInputs) -> None:
+    """It is neither switched nor tested for words of the table; the others are switched as before."""
+    config = switching(inputs, en_clone=SwitchedSourceConfig(ratio=0.0))
+    switcher = build_switcher(config, inputs.encoded)
+    samples = Samples(inputs.store, data(SOURCES), LENGTH, 5, switcher=switcher)
+    assert set(check_hit_rate(samples, config)) == {"en"}
+    plain, usual = Samples(inputs.store, data(SOURCES), LENGTH, 5), fresh(inputs)
+    for number in range(100):
+        expected = plain if samples.order.place(number).source == 1 else usual
+        for found, other in zip(samples.sample(number), expected.sample(number), strict=True):
+            assert np.array_equal(found, other)
+    counts = samples.counts_by_language
+    assert counts["en-clone"].words > 0 == counts["en-clone"].switched
+    assert samples.counts.switched == counts["en"].switched > 0
+
+
+def test_sources_have_ratios_of_their_own(inputs: RunInputs) -> None:
+    config = switching(inputs, en=SwitchedSourceConfig(ratio=0.6), en_clone=SwitchedSourceConfig(ratio=0.1))
+    samples = Samples(inputs.store, data(SOURCES), LENGTH, 5, switcher=build_switcher(config, inputs.encoded))
+    for number in range(1500):
+        samples.sample(number)
+    for language, ratio in (("en", 0.6), ("en-clone", 0.1)):
+        counts = samples.counts_by_language[language]
+        deviation = (ratio * (1 - ratio) / counts.covered) ** 0.5
+        assert counts.switched / counts.covered == pytest.approx(ratio, abs=4 * deviation)
+        assert counts.covered > 400
+
+
+def test_one_direction_alone(inputs: RunInputs) -> None:
+    """The paper's codeswitching goes both ways; a source's targets say otherwise."""
+    config = switching(inputs, en=SwitchedSourceConfig(targets=["en-clone"]), en_clone=SwitchedSourceConfig(ratio=0.0))
+    assert set(build_switcher(config, inputs.encoded).lookups) == {"en"}
+    with pytest.raises(ConfigError, match="The alignment table has no 'fr' words"):
+        build_switcher(switching(inputs, en=SwitchedSourceConfig(targets=["fr"])), inputs.encoded)
+
+
+def test_settings_of_sources_that_are_not_read_are_refused(files: Path) -> None:
+    with pytest.raises(ConfigError, match=r"codeswitch\.sources names fr, which is not among data\.sources: en, en-clone"):
+        run_config(files, Path("unused"), codeswitch__sources={"fr": {"ratio": 0.0}})
+    # Without codeswitching nobody asks: presets take sources away.
+    run_config(files, Path("unused"), codeswitch__sources={"fr": {"ratio": 0.0}}, codeswitch__ratio=0.0)
