@@ -6,6 +6,7 @@ made by one merge, in the order of the ids: then merging by rank of the pair and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ _SPACES = (*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B),
 _IS_SPACE = np.zeros(0x3002, dtype=np.bool_)
 _IS_SPACE[list(_SPACES)] = True
 _IS_SPACE_ASCII = _IS_SPACE[:256].tobytes()
+# Python's \s matches all of Unicode's White_Space and four control characters.
+_SPACES_BEFORE = re.compile(r"\s\s\S")
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -92,6 +95,8 @@ class FastBPE:
 
 def _cuts(text: str) -> list[int]:
     """Where the last of several white-space characters stands that is followed by anything else."""
+    if len(text) < 256 and not _SPACES_BEFORE.search(text):
+        return []  # single words: setting up the arrays would take longer than encoding
     if text.isascii():
         space = np.frombuffer(text.encode("ascii").translate(_IS_SPACE_ASCII), dtype=np.bool_)
     else:

@@ -65,6 +65,11 @@ class Vocabulary:
         """Ids of a text in a language, uint32 [tokens], without an end-of-text id."""
         return self.shift(self.tokenizer.encode(text), language)
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether every text is what its ids decode to: true of byte-level BPE, false where encoding changes a text."""
+        return self.tokenizer.is_fast
+
     def shift(self, ids: npt.NDArray[np.uint32], language: str) -> npt.NDArray[np.uint32]:
         """A tokenizer's ids as those of a language; the end-of-text id stays."""
         offset = self.offset(language)

@@ -15,6 +15,7 @@ from megalign.errors import DataError
 from megalign.evaluation import scores as score_files
 from megalign.evaluation.alignment import alignment_scores
 from megalign.evaluation.clka import clka_scores
+from megalign.evaluation.mixed_script import mixed_script_scores
 from megalign.evaluation.perplexity import perplexity_scores
 from megalign.evaluation.scores import Score
 from megalign.files import read_json, write_json
@@ -129,6 +130,17 @@ def _all_scores(engine: Engine, inputs: RunInputs, step: int) -> list[Score]:
                 engine, vocabulary, facts, language, batch_size=4 * config.evaluate.batch_size, step=step
             )
     measured += _alignment(engine, inputs, step)
+    if config.evaluate.mixed_script_generations:
+        measured += mixed_script_scores(
+            engine,
+            inputs.store,
+            config.data.source_language,
+            num_generations=config.evaluate.mixed_script_generations,
+            num_tokens=config.evaluate.mixed_script_tokens,
+            prompt_tokens=config.evaluate.mixed_script_prompt_tokens,
+            batch_size=config.evaluate.batch_size,
+            step=step,
+        )
     return measured
 
 

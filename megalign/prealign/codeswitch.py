@@ -61,14 +61,15 @@ class Codeswitcher:
 
     Args:
         encoded: the alignment table in token ids.
-        ratio: share of the words that are drawn, 0 to 1; the paper uses 0.05.
+        ratio: share of the words that are drawn, 0 to 1; the paper uses 0.05. Or a share by language of the window.
         label_mode: what the model learns to predict at a replacement:
             omit: nothing inside it carries loss (the paper's Eq. 6);
             first_subword: the position before it predicts the original word's first sub-word, the rest carries no loss;
             vanilla: every sub-word of the replacement is a target.
             The token after a replacement is predicted as usual in all of them.
         seed: the run's seed.
-        targets: language of a window -> languages of the replacements; windows of other languages stay as they are.
+        targets: language of a window -> languages of the replacements, where they have weights in proportion to these;
+            windows of other languages stay as they are.
 
     Raises:
         ConfigError: the ratio or the label mode is not one, or a language is not in the table.
@@ -78,18 +79,22 @@ class Codeswitcher:
         self,
         encoded: EncodedTable,
         *,
-        ratio: float,
+        ratio: float | Mapping[str, float],
         label_mode: LabelMode = "omit",
         seed: int,
-        targets: Mapping[str, Sequence[str]],
+        targets: Mapping[str, Sequence[str] | Mapping[str, float]],
     ) -> None:
-        if not 0.0 <= ratio <= 1.0:
-            raise ConfigError(f"The codeswitching ratio is {ratio}; it is a share from 0 to 1.", fix="Set it to 0.05.")
+        self.ratios = dict(ratio) if isinstance(ratio, Mapping) else dict.fromkeys(targets, ratio)
+        for share in self.ratios.values():
+            if not 0.0 <= share <= 1.0:
+                raise ConfigError(
+                    f"The codeswitching ratio is {share}; it is a share from 0 to 1.", fix="Set it to 0.05."
+                )
         if label_mode not in get_args(LabelMode):
             raise ConfigError(
                 f"The label mode {label_mode!r} is unknown.", fix=f"Use one of {', '.join(get_args(LabelMode))}."
             )
-        self.ratio, self.label_mode, self.seed = ratio, label_mode, seed
+        self.label_mode, self.seed = label_mode, seed
         self.lookups = {name: FormLookup(encoded, name, others) for name, others in targets.items() if others}
         self._eos_id = encoded.vocabulary.eos_id
         self._is_word_token = _word_tokens(encoded)
@@ -120,7 +125,7 @@ class Codeswitcher:
             )
         ids: Int64 = window.astype(np.int64)
         segments = self._segments(ids, word_starts, language)
-        chosen = self._drawn(segments, ids, language, sample_id)
+        chosen = self._drawn(segments, language, sample_id)
         starts, ends = segments.starts[chosen], segments.ends[chosen]
         replacement, lengths = self._replacements(segments.form[chosen], starts, language, sample_id)
 
@@ -172,17 +177,19 @@ class Codeswitcher:
         if len(starts):
             is_word = np.logical_or.reduceat(self._is_word_token[ids], bounds)[:-1]
         lookup = self.lookups.get(language)
-        form = lookup.find(ids, starts, ends) if lookup else np.full(len(starts), -1, dtype=np.int64)
+        form = np.full(len(starts), -1, dtype=np.int64)
+        words = np.flatnonzero(is_word)
+        if lookup:
+            form[words] = lookup.find(ids, starts[words], ends[words])
         return _Segments(starts, ends, is_word, form)
 
-    def _drawn(self, segments: _Segments, ids: Int64, language: str, sample_id: int) -> Int64:
+    def _drawn(self, segments: _Segments, language: str, sample_id: int) -> Int64:
         """Indices of the segments to switch, ascending."""
-        lookup = self.lookups.get(language)
-        if not lookup or not self.ratio:
+        ratio = self.ratios.get(language, 0.0)
+        if language not in self.lookups or not ratio:
             return np.zeros(0, dtype=np.int64)
         uniform = self._uniform(sample_id, segments.starts, _DRAW_SWITCH)
-        drawn = np.flatnonzero((uniform < self.ratio) & segments.is_word & (segments.form >= 0))
-        return drawn[lookup.confirm(ids, segments.starts[drawn], segments.form[drawn])]
+        return np.flatnonzero((uniform < ratio) & segments.is_word & (segments.form >= 0))
 
     def _replacements(self, forms: Int64, starts: Int64, language: str, sample_id: int) -> tuple[Int64, Int64]:
         if not len(forms):

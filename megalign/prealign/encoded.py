@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from megalign.corpus.vocabulary import Vocabulary
 from megalign.errors import DataError
+from megalign.prealign.collector import collector_paused
 from megalign.prealign.table import AlignmentTable
 
 Int64 = npt.NDArray[np.int64]
@@ -58,6 +59,7 @@ class EncodedTable:
         ConfigError: the vocabulary lacks a language of the table.
     """
 
+    @collector_paused()
     def __init__(
         self,
         table: AlignmentTable,
@@ -110,17 +112,19 @@ class EncodedTable:
     def _encode_entries(self) -> Iterator[list[tuple[int, bytes]]]:
         """Per entry its words as (language index, ids as bytes), or nothing where it cannot be aligned."""
         index_of = {language: index for index, language in enumerate(self.languages)}
+        before = {language: " " if has_spaces(self.vocabulary, language) else "" for language in self.languages}
+        longest = 8 * self.max_word_tokens
         for entry in self.table.entries:
             texts = [(self.source_language, entry.word), *((t.language, t.text) for t in entry.translations)]
             members: dict[bytes, int] = {}
             for language, text in texts:
-                ids = self.running_text_ids(text, language)
-                if len(ids) > self.max_word_tokens:
+                ids = self.vocabulary.encode(before[language] + text, language).astype(np.int64).tobytes()
+                if len(ids) > longest:
                     self.num_words_too_long += 1
-                elif ids.tobytes() in members:
+                elif ids in members:
                     self.num_words_repeated += 1
                 else:
-                    members[ids.tobytes()] = index_of[language]
+                    members[ids] = index_of[language]
             if len(members) < 2:
                 self.num_entries_left_out += 1
                 members = {}

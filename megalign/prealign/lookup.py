@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from megalign.corpus.keyed_random import generator
 from megalign.errors import ConfigError
+from megalign.prealign.collector import collector_paused
 from megalign.prealign.encoded import EncodedTable, Int64, has_spaces, ranges
-from megalign.prealign.table import case_variants
-
-UInt64 = npt.NDArray[np.uint64]
+from megalign.prealign.segments import SegmentValues, with_room
+from megalign.prealign.table import Entry, case_variants
 
 _NUM_CASE_VARIANTS = len(case_variants(""))
+_NO_FORM = -1
 
 
 class FormLookup:
@@ -28,16 +28,27 @@ class FormLookup:
 
     Forms with more tokens than `encoded.max_word_tokens`, and translations that read exactly like the word, are left out.
 
+    A segment is looked at when text first has it, and then remembered: a table is ready at once, and most of its forms are
+    in no text. What is found does not depend on what was looked for before.
+
     Args:
         encoded: the table in token ids.
         language: language of the text.
-        targets: languages of the translations.
+        targets: languages of the translations, alike or with weights.
+        max_segments: segments that are remembered at most.
 
     Raises:
-        ConfigError: a language is not in the table, or the text's language is its own target.
+        ConfigError: a language is not in the table, the text's language is its own target, or a weight is not positive.
     """
 
-    def __init__(self, encoded: EncodedTable, language: str, targets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        encoded: EncodedTable,
+        language: str,
+        targets: Sequence[str] | Mapping[str, float],
+        *,
+        max_segments: int = 1 << 20,
+    ) -> None:
         for name in (language, *targets):
             if name not in encoded.languages:
                 raise ConfigError(
@@ -46,53 +57,52 @@ class FormLookup:
                 )
         if language in targets:
             raise ConfigError(f"The language {language!r} cannot be codeswitched to itself.")
+        weights = dict(targets) if isinstance(targets, Mapping) else dict.fromkeys(targets, 1.0)
+        if any(weight <= 0 for weight in weights.values()):
+            raise ConfigError(
+                f"The languages {language} is codeswitched to have weights {weights}; all must be above 0."
+            )
         self.encoded, self.language, self.targets = encoded, language, tuple(targets)
-        forms = self._collect()
-        self.max_form_tokens = max((len(key) // 8 for key in forms), default=0)
-        self._hash = SegmentHash(encoded.vocabulary.size)
-        self._store(forms)
+        self._weights = np.array(list(weights.values()), dtype=np.float64)
+        self._are_alike = len(set(weights.values())) < 2
+        self._has_spaces = has_spaces(encoded.vocabulary, language)
+        self._known = SegmentValues(encoded.vocabulary.size, max_segments)
+        self._form_numbers: dict[bytes, int] = {}
+        self._group_offsets = _Growing(0)
+        self._group_languages = _Growing()  # index into `targets`
+        self._candidate_offsets = _Growing(0)
+        self._translation_offsets = _Growing(0)
+        self._translation_ids = _Growing()
+        self._words = self._index()
 
     @property
     def num_forms(self) -> int:
-        """Number of forms that can be found."""
-        return len(self._hashes)
+        """Number of forms found so far."""
+        return len(self._form_numbers)
 
     def find(self, ids: Int64, starts: Int64, ends: Int64) -> Int64:
         """The form that each segment is, int64 [segments]; -1 where it is none.
-
-        Equality is that of 64-bit hashes and of lengths; `confirm` compares the ids themselves.
 
         Args:
             ids: token ids of a window, int64 [tokens].
             starts: first token of each segment, int64 [segments].
             ends: token after the last of each segment, int64 [segments].
         """
-        hashes = self._hash.segments(ids, starts, ends)
-        bucket = (hashes >> self._bucket_shift).astype(np.int64)
-        place, last = self._bucket_offsets[bucket], self._bucket_offsets[bucket + 1]
-        form, lengths = np.full(len(starts), -1, dtype=np.int64), ends - starts
-        rest = np.flatnonzero(place < last)
-        while len(rest):
-            found = (self._hashes[place[rest]] == hashes[rest]) & (self._form_lengths[place[rest]] == lengths[rest])
-            form[rest[found]] = place[rest[found]]
-            rest = rest[~found]
-            place[rest] += 1
-            rest = rest[place[rest] < last[rest]]
-        return form
-
-    def confirm(self, ids: Int64, starts: Int64, forms: Int64) -> npt.NDArray[np.bool_]:
-        """Whether the segments found to be `forms` have exactly their ids, bool [segments]."""
-        lengths = self._form_lengths[forms]
-        if not len(forms):
-            return np.zeros(0, dtype=np.bool_)
-        equal = ids[ranges(starts, lengths)] == self._form_ids[ranges(self._form_offsets[forms], lengths)]
-        confirmed: npt.NDArray[np.bool_] = np.logical_and.reduceat(equal, np.cumsum(lengths) - lengths)
-        return confirmed
+        forms, hashes = self._known.find(ids, starts, ends)
+        resolved: dict[bytes, int] = {}
+        for index in np.flatnonzero(forms == SegmentValues.UNKNOWN).tolist():
+            segment = ids[starts[index] : ends[index]]
+            key = segment.tobytes()
+            if key not in resolved:
+                resolved[key] = self._form_of(segment, key)
+                self._known.add(segment, hashes[index], resolved[key])
+            forms[index] = resolved[key]
+        return forms
 
     def choose(
         self, forms: Int64, draw_language: npt.NDArray[np.float64], draw_translation: npt.NDArray[np.float64]
     ) -> Int64:
-        """A translation of each form: first one of the languages that have any, then one of its translations.
+        """A translation of each form: first one of the languages that have any, by weight, then one of its translations.
 
         Args:
             forms: int64 [words], none -1.
@@ -101,122 +111,134 @@ class FormLookup:
         Returns:
             Indices for `translations`, int64 [words].
         """
-        groups = self._pick(self._group_offsets, forms, draw_language)
-        return self._pick(self._candidate_offsets, groups, draw_translation)
+        if self._are_alike:
+            groups = self._pick(self._group_offsets.values, forms, draw_language)
+        else:
+            groups = self._pick_weighted(forms, draw_language)
+        return self._pick(self._candidate_offsets.values, groups, draw_translation)
 
     def translations(self, chosen: Int64) -> tuple[Int64, Int64]:
         """Token ids of the chosen translations one after the other, int64 [tokens], and their lengths, int64 [words]."""
-        start, end = self._translation_offsets[chosen], self._translation_offsets[chosen + 1]
-        return self._translation_ids[ranges(start, end - start)], end - start
+        offsets = self._translation_offsets.values
+        start, end = offsets[chosen], offsets[chosen + 1]
+        return self._translation_ids.values[ranges(start, end - start)], end - start
 
     @staticmethod
     def _pick(offsets: Int64, index: Int64, draw: npt.NDArray[np.float64]) -> Int64:
         return offsets[index] + (draw * (offsets[index + 1] - offsets[index])).astype(np.int64)
 
-    def _collect(self) -> dict[bytes, dict[str, list[bytes]]]:
-        """Form (ids as bytes) -> target language -> translations (ids as bytes), each once, in the table's order."""
-        spaces = ("", " ") if has_spaces(self.encoded.vocabulary, self.language) else ("",)
-        forms: dict[bytes, dict[str, list[bytes]]] = {}
-        for variant in range(_NUM_CASE_VARIANTS):
-            derived: dict[bytes, dict[str, list[bytes]]] = {}
-            for sources, targets in self._pairs():
-                for word in sources:
-                    if variant and case_variants(word)[variant] in case_variants(word)[:variant]:
-                        continue
-                    for space in spaces:
-                        key = self._form(space + case_variants(word)[variant], self.language)
-                        if key is not None and key not in forms:
-                            self._add_translations(derived.setdefault(key, {}), key, targets, variant, space)
-            forms |= {key: translations for key, translations in derived.items() if translations}
-        return forms
+    def _pick_weighted(self, forms: Int64, draw: npt.NDArray[np.float64]) -> Int64:
+        """The group of the language in whose share of the form's weight the draw falls."""
+        offsets, languages = self._group_offsets.values, self._group_languages.values
+        chosen = offsets[forms]
+        for place, form in enumerate(forms.tolist()):
+            ends = np.cumsum(self._weights[languages[offsets[form] : offsets[form + 1]]])
+            inside = int(np.searchsorted(ends, draw[place] * ends[-1], side="right"))
+            chosen[place] += min(inside, len(ends) - 1)
+        return chosen
 
-    def _pairs(self) -> Iterator[tuple[list[str], dict[str, list[str]]]]:
-        """Per entry its words in the text's language and its words in each target language."""
-        for entry in self.encoded.table.entries:
-            words: dict[str, list[str]] = {self.encoded.source_language: [entry.word]}
-            for translation in entry.translations:
-                words.setdefault(translation.language, []).append(translation.text)
-            targets = {name: words[name] for name in self.targets if name in words}
-            if self.language in words and targets:
-                yield words[self.language], targets
+    @collector_paused()
+    def _index(self) -> dict[str, list[tuple[int, str]]]:
+        """Text without regard to case -> the words (entry, text) with a form that reads so, in the table's order."""
+        index: dict[str, list[tuple[int, str]]] = {}
+        is_source = self.language == self.encoded.source_language
+        # Dictionaries repeat their words; what is done per word is done once.
+        folds: dict[str, tuple[str, ...]] = {}
+        for number, entry in enumerate(self.encoded.table.entries):
+            texts = [entry.word] if is_source else [t.text for t in entry.translations if t.language == self.language]
+            for text in texts:
+                if text not in folds:
+                    folds[text] = self._folds(text)
+                for fold in folds[text]:
+                    index.setdefault(fold, []).append((number, text))
+        return index
+
+    def _folds(self, text: str) -> tuple[str, ...]:
+        vocabulary = self.encoded.vocabulary
+        if not vocabulary.is_lossless:
+            text = vocabulary.decode(vocabulary.encode(text, self.language))
+        text = text.strip(" ")
+        if text.isascii():
+            return (text.lower(),)
+        # Outside ASCII a variant may fold otherwise than its word.
+        return tuple(dict.fromkeys(variant.casefold() for variant in case_variants(text)))
+
+    def _form_of(self, segment: Int64, key: bytes) -> int:
+        """The number of the form that a segment is, a new one where it is found for the first time; -1 where it is none."""
+        if key in self._form_numbers:
+            return self._form_numbers[key]
+        if len(segment) > self.encoded.max_word_tokens:
+            return _NO_FORM
+        vocabulary = self.encoded.vocabulary
+        text = vocabulary.decode(segment)
+        spaces = ("", " ") if self._has_spaces else ("",)
+        words = self._words.get(text.strip(" ").casefold(), ())
+        for variant in range(_NUM_CASE_VARIANTS if words else 0):
+            found: dict[str, list[bytes]] = {}
+            for number, word in words:
+                variants = case_variants(word)
+                if variants[variant] in variants[:variant]:
+                    continue
+                for space in spaces:
+                    form = space + variants[variant]
+                    if (form == text or not vocabulary.is_lossless) and self._ids(form, self.language) == key:
+                        self._add_translations(found, key, self.encoded.table.entries[number], variant, space)
+            if found:
+                return self._add_form(key, found)
+        return _NO_FORM
 
     def _add_translations(
-        self, known: dict[str, list[bytes]], key: bytes, targets: dict[str, list[str]], variant: int, space: str
+        self, known: dict[str, list[bytes]], key: bytes, entry: Entry, variant: int, space: str
     ) -> None:
-        source_has_spaces = has_spaces(self.encoded.vocabulary, self.language)
-        for target, texts in targets.items():
+        """Add the translations of an entry, in the form that the word has: ids as bytes by language."""
+        for target in self.targets:
+            texts = [entry.word] if target == self.encoded.source_language else []
+            texts += [translation.text for translation in entry.translations if translation.language == target]
             # A text without spaces does not say where one would stand: take the form of running text.
-            before = (space if source_has_spaces else " ") if has_spaces(self.encoded.vocabulary, target) else ""
+            before = (space if self._has_spaces else " ") if has_spaces(self.encoded.vocabulary, target) else ""
             for text in texts:
-                ids = self._form(before + case_variants(text)[variant], target)
+                ids = self._ids(before + case_variants(text)[variant], target)
                 if ids is not None and ids != key and ids not in known.get(target, ()):
                     known.setdefault(target, []).append(ids)
 
-    def _form(self, text: str, language: str) -> bytes | None:
+    def _add_form(self, key: bytes, translations: dict[str, list[bytes]]) -> int:
+        """Number a form and keep its translations."""
+        groups, candidates, offsets = self._group_offsets, self._candidate_offsets, self._translation_offsets
+        for target, texts in translations.items():
+            self._group_languages.add(self.targets.index(target))
+            for ids in texts:
+                self._translation_ids.add(np.frombuffer(ids, dtype=np.int64))
+                offsets.add(len(self._translation_ids))
+            candidates.add(len(offsets) - 1)
+        groups.add(len(candidates) - 1)
+        number = self._form_numbers[key] = len(groups) - 2
+        return number
+
+    def _ids(self, text: str, language: str) -> bytes | None:
+        """Ids of a text as bytes; None where they are too many or none."""
         ids = self.encoded.vocabulary.encode(text, language).astype(np.int64)
         return ids.tobytes() if 0 < len(ids) <= self.encoded.max_word_tokens else None
 
-    def _store(self, forms: dict[bytes, dict[str, list[bytes]]]) -> None:
-        """Flat arrays, forms in the order of their hashes."""
-        keys = list(forms)
-        lengths = np.array([len(key) // 8 for key in keys], dtype=np.int64)
-        flat = np.frombuffer(b"".join(keys), dtype=np.int64)
-        ends = np.cumsum(lengths)
-        hashes = self._hash.segments(flat, ends - lengths, ends)
-        order = np.argsort(hashes, kind="stable")
-        self._hashes: UInt64 = hashes[order]
-        # By their first bits the sorted hashes fall into at least twice as many buckets, most of one hash or none.
-        num_bits = max(1, len(keys).bit_length() + 1)
-        self._bucket_shift = np.uint64(64 - num_bits)
-        buckets = (self._hashes >> self._bucket_shift).astype(np.int64)
-        self._bucket_offsets = _offsets(np.bincount(buckets, minlength=2**num_bits))
-        self._form_lengths: Int64 = lengths[order]
-        self._form_offsets: Int64 = (ends - lengths)[order]
-        self._form_ids: Int64 = flat
-        groups = [forms[keys[i]].values() for i in order]
-        self._group_offsets = _offsets([len(group) for group in groups])
-        self._candidate_offsets = _offsets([len(texts) for group in groups for texts in group])
-        translations = [ids for group in groups for texts in group for ids in texts]
-        self._translation_offsets = _offsets([len(ids) // 8 for ids in translations])
-        self._translation_ids: Int64 = np.frombuffer(b"".join(translations), dtype=np.int64)
 
+class _Growing:
+    """Int64 numbers that others are added to."""
 
-class SegmentHash:
-    """Hashes of all segments of a window in a few array operations.
+    def __init__(self, *first: int) -> None:
+        self._array: Int64 = np.zeros(1 << 10, dtype=np.int64)
+        self._length = 0
+        self.add(np.array(first, dtype=np.int64))
 
-    The hash of the ids x_0 ... x_k is the sum of r(x_j) B^j modulo 2^64, with random r and an odd random B. Differences of
-    running sums times a power of 1/B give it for every segment at once.
+    def __len__(self) -> int:
+        return self._length
 
-    Args:
-        num_ids: size of the vocabulary.
-    """
+    @property
+    def values(self) -> Int64:
+        """The numbers, int64 [length]."""
+        return self._array[: self._length]
 
-    def __init__(self, num_ids: int) -> None:
-        draws = generator(0, "segment hash").integers(0, 2**64, size=num_ids + 1, dtype=np.uint64)
-        self._of_id: UInt64 = draws[1:]
-        self._base = int(draws[0]) | 1
-        self._powers: UInt64 = np.ones(1, dtype=np.uint64)
-        self._inverse_powers: UInt64 = np.ones(1, dtype=np.uint64)
-
-    def segments(self, ids: Int64, starts: Int64, ends: Int64) -> UInt64:
-        """Hashes of ids[start:end], uint64 [segments]."""
-        if len(self._powers) <= len(ids):
-            self._grow(2 * len(ids) + 1)
-        sums = np.zeros(len(ids) + 1, dtype=np.uint64)
-        np.cumsum(self._of_id[ids] * self._powers[: len(ids)], out=sums[1:])
-        return (sums[ends] - sums[starts]) * self._inverse_powers[starts]
-
-    def _grow(self, length: int) -> None:
-        inverse = pow(self._base, -1, 2**64)
-        self._powers = _powers(self._base, length)
-        self._inverse_powers = _powers(inverse, length)
-
-
-def _powers(base: int, length: int) -> UInt64:
-    factors = np.full(length, base, dtype=np.uint64)
-    factors[0] = 1
-    return np.cumprod(factors, dtype=np.uint64)
-
-
-def _offsets(counts: list[int] | Int64) -> Int64:
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+    def add(self, numbers: Int64 | int) -> None:
+        """Put one or several numbers at the end."""
+        end = self._length + np.size(numbers)
+        self._array = with_room(self._array, end)
+        self._array[self._length : end] = numbers
+        self._length = end

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from megalign import files
 from megalign.errors import ConfigError, DataError
+from megalign.prealign.collector import collector_paused
 
 FORMAT_VERSION = 1
 _METADATA_KEY = b"megalign_alignment_table"
@@ -207,6 +208,7 @@ class AlignmentTable:
         files.write_bytes(path, buffer.getvalue())
 
     @classmethod
+    @collector_paused()
     def load(cls, path: Path) -> AlignmentTable:
         """Read a table written by `save`.
 
@@ -214,16 +216,15 @@ class AlignmentTable:
             DataError: the file is missing, is not parquet, or is not an alignment table of this version.
         """
         rows, header = _read_parquet(path)
-        grouped: dict[str, list[dict[str, Any]]] = {}
-        for row in rows.to_pylist():
-            grouped.setdefault(row["word"], []).append(row)
-        entries = []
-        for word, members in grouped.items():
-            frequencies = {row["frequency"] for row in members}
-            if len(frequencies) > 1:
-                raise DataError(f"{path}: the word {word!r} has several frequencies: {sorted(frequencies)}.")
-            translations = tuple(Translation(row["language"], row["translation"], row["source"]) for row in members)
-            entries.append(Entry(word, frequencies.pop(), translations))
+        names = ("word", "frequency", "language", "translation", "source")
+        frequencies: dict[str, int] = {}
+        found: dict[str, list[Translation]] = {}
+        for word, frequency, language, text, source in zip(*(rows[name].to_pylist() for name in names), strict=True):
+            if frequencies.setdefault(word, frequency) != frequency:
+                several = sorted({frequency, frequencies[word]})
+                raise DataError(f"{path}: the word {word!r} has several frequencies: {several}.")
+            found.setdefault(word, []).append(Translation(language, text, source))
+        entries = [Entry(word, frequencies[word], tuple(translations)) for word, translations in found.items()]
         return cls(entries, header["source_language"], header["build_counts"])
 
 

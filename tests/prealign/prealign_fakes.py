@@ -24,6 +24,7 @@ class FakeVocabulary:
         self.id_of = {piece: index for index, piece in enumerate(self.pieces) if index}
         self.clone_of = clone_of or {}
         self.eos_id = 0
+        self.is_lossless = True
         self.size = len(self.pieces) * (1 + len(self.clone_of))
 
     def encode(self, text: str, language: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from prealign_fakes import FakeVocabulary, table_of, window_of
 from megalign.errors import ConfigError, DataError
 from megalign.prealign.codeswitch import Codeswitcher, Switched
 from megalign.prealign.encoded import EncodedTable
-from megalign.prealign.lookup import SegmentHash
+from megalign.prealign.segments import SegmentHash
 from megalign.prealign.table import AlignmentTable, case_variants, golden_table
 
 PIECES = [" the", " river", " bank", " is", " wide", "Fluss", " Ufer", " Uf", "er", "the", "bank"]
@@ -123,13 +123,12 @@ def test_a_word_is_whole_or_not_there() -> None:
 
 
 def test_equal_hashes_do_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a hash that only counts tokens, every word of one token is found, and none but the right ones is switched."""
+    """With a hash that only counts tokens, all words of one token look alike; none but the right ones is found."""
     monkeypatch.setattr(SegmentHash, "segments", lambda self, ids, starts, ends: (ends - starts).astype(np.uint64))
     codeswitcher = switcher(table_of({"bank": {"de": ["Ufer"]}}))
     found = switch(codeswitcher, [" the", " bank", " is", " bank", " the"], 4)
-    assert found.num_covered == 4
-    assert set(pieces(found.tokens)) <= {" the", " bank", " Ufer", " is"}
-    assert [t for t in pieces(found.tokens) if t in (" the", " is")] == [" the", " is"]
+    assert (found.num_covered, found.num_switched) == (2, 2)
+    assert pieces(found.tokens) == [" the", " Ufer", " is", " Ufer"]
 
 
 def test_the_end_of_a_document_ends_a_word_even_without_flags() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -343,3 +345,32 @@ def test_metrics_at_the_extremes() -> None:
     assert collapsed.uniformity == pytest.approx(0.0, abs=1e-12)
     alone = alignment_metrics(torch.ones(1, 4), torch.zeros(1), torch.zeros(1))
     assert all(math.isnan(value) for value in alone)
+
+
+PEAK_MEMORY = """
+import resource, sys, torch
+from megalign.prealign.loss import supervised_contrastive
+torch.set_num_threads(1)
+words, chunk = int(sys.argv[1]), int(sys.argv[2])
+z = torch.randn(words, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+entry, surface = torch.arange(words) // 5, torch.arange(words)
+supervised_contrastive(z[:20], entry[:20], surface[:20], temperature=0.1).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+supervised_contrastive(z, entry, surface, temperature=0.1, chunk_size=chunk).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak_memory_kib(words: int, chunk_size: int) -> int:
+    """How much a loss and its gradient raise a process's peak memory."""
+    command = [sys.executable, "-c", PEAK_MEMORY, str(words), str(chunk_size)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_memory_is_that_of_a_few_tiles() -> None:
+    """6000 words: the matrix of all pairs has 137 MiB, a tile of 512 x 512 one."""
+    matrix_kib, tile_kib = 6000 * 6000 * 4 // 1024, 512 * 512 * 4 // 1024
+    assert peak_memory_kib(6000, 6000) > 2 * matrix_kib
+    tiled = peak_memory_kib(6000, 512)
+    assert tiled < 16 * tile_kib + 6000 * 32 * 4 * 10 // 1024
+    assert tiled < matrix_kib / 4

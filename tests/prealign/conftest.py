@@ -1,0 +1,8 @@
+"""The chat server of the endpoint's tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "endpoint"))

@@ -1,0 +1,256 @@
+"""A private Slurm cluster of several virtual nodes on this machine: real slurmctld, slurmd and munged, no systemd.
+
+Needs Debian's packages slurmctld, slurmd, slurm-client and munge, whose slurmd is built for several daemons a host.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol", "scancel")
+PACKAGES = "apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
+_NODE_DOWN_SECONDS = 8
+
+_CONF = """\
+ClusterName=mini
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={port}
+AuthType=auth/munge
+AuthInfo=socket={base}/munge/socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={base}/state
+SlurmdSpoolDir={base}/spool/%n
+SlurmctldPidFile={base}/run/slurmctld.pid
+SlurmdPidFile={base}/run/slurmd.%n.pid
+SlurmctldLogFile={base}/log/slurmctld.log
+SlurmdLogFile={base}/log/slurmd.%n.log
+SlurmctldDebug=info
+SlurmdDebug=info
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0,requeue_delay=0
+MaxArraySize={max_array_size}
+MaxJobCount=20000
+ReturnToService=2
+SlurmdTimeout={node_down_seconds}
+SlurmctldTimeout=10
+InactiveLimit=0
+KillWait=20
+MinJobAge=300
+Waittime=0
+JobRequeue=1
+GresTypes=gpu
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] CPUs=16 Boards=1 \
+SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=4000{gres} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no cluster here; None: there can."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    absent = [name for name in DAEMONS if shutil.which(name, path=path) is None]
+    if absent:
+        return f"{', '.join(absent)} not installed ({PACKAGES})"
+    return None
+
+
+def _free_ports(count: int) -> int:
+    """The first of `count` adjacent ports of the loopback interface that were all free a moment ago."""
+    for first in range(21000 + os.getpid() % 5000, 32000, count):
+        with suppress(OSError):
+            sockets = []
+            try:
+                for port in range(first, first + count):
+                    probe = socket.socket()
+                    sockets.append(probe)
+                    probe.bind(("127.0.0.1", port))
+                return first
+            finally:
+                for probe in sockets:
+                    probe.close()
+    raise AssertionError("no free ports")
+
+
+class MiniSlurm:
+    """A running cluster; `stop` ends all daemons and whatever they started.
+
+    Attributes:
+        num_nodes: nodes n1, n2, ...
+        environment: variables under which Slurm's commands speak to it.
+    """
+
+    def __init__(self, num_nodes: int = 4, max_array_size: int = 1001) -> None:
+        self.num_nodes = num_nodes
+        # Sockets' paths may have 107 characters: pytest's own folders are too deep.
+        self.base = Path(tempfile.mkdtemp(prefix="mini-slurm-"))
+        self.base.chmod(0o755)
+        path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "PMI", "OMPI_"))}
+        self.environment = {**kept, "PATH": path, "SLURM_CONF": str(self.base / "slurm.conf"), "LC_ALL": "C"}
+        for name in ("state", "run", "log", "spool", "munge", "dev"):
+            (self.base / name).mkdir()
+        port = _free_ports(num_nodes + 1)
+        gres = self._fake_gpus()
+        values: dict[str, Any] = {
+            "host": socket.gethostname().split(".")[0],
+            "user": getpass.getuser(),
+            "base": self.base,
+            "port": port,
+            "first_port": port + 1,
+            "last_port": port + num_nodes,
+            "nodes": num_nodes,
+            "max_array_size": max_array_size,
+            "node_down_seconds": _NODE_DOWN_SECONDS,
+            "gres": gres,
+        }
+        (self.base / "slurm.conf").write_text(_CONF.format(**values))
+        (self.base / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        key = self.base / "munge" / "key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+
+    def _fake_gpus(self) -> str:
+        """Two devices a node that are /dev/null under another name, where this user may make them."""
+        try:
+            for number in range(2):
+                os.mknod(self.base / "dev" / f"gpu{number}", 0o020666, os.makedev(1, 3))
+        except PermissionError:
+            return ""
+        (self.base / "gres.conf").write_text(f"Name=gpu File={self.base}/dev/gpu[0-1]\n")
+        return " Gres=gpu:2"
+
+    # --- daemons
+
+    def start(self) -> MiniSlurm:
+        """Start all daemons and wait until every node is idle."""
+        munge = self.base / "munge"
+        self._daemon(
+            "munged", "--force", f"--key-file={munge}/key", f"--socket={munge}/socket", f"--pid-file={self.base}/run/munged.pid",
+            f"--log-file={munge}/log", f"--seed-file={munge}/seed", "--num-threads=2",
+        )  # fmt: skip
+        self.start_controller()
+        for number in range(1, self.num_nodes + 1):
+            self.start_node(f"n{number}")
+        self.until(lambda: self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split().__len__()
+                   == self.num_nodes, 30, "all nodes idle")  # fmt: skip
+        return self
+
+    def start_controller(self) -> None:
+        """Start slurmctld; it takes its state up again."""
+        self._daemon("slurmctld", "-f", str(self.base / "slurm.conf"))
+
+    def kill_controller(self) -> None:
+        """End slurmctld at once."""
+        self._kill("slurmctld")
+
+    def start_node(self, name: str) -> None:
+        """Start the slurmd of a node."""
+        self._daemon("slurmd", "-N", name, "-f", str(self.base / "slurm.conf"))
+
+    def kill_node(self, name: str) -> None:
+        """End the slurmd of a node at once; the node is down some seconds later, its processes go on."""
+        self._kill(f"slurmd.{name}")
+
+    def _daemon(self, *command: str) -> None:
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=30, check=False, cwd=self.base
+        )
+        assert done.returncode == 0, f"{command[0]} did not start: {done.stdout}{done.stderr}"
+
+    def _kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        path = self.base / "run" / f"{name}.pid"
+        with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            process = int(path.read_text())
+            os.kill(process, number)
+            deadline = time.monotonic() + 10
+            while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            path.unlink(missing_ok=True)
+
+    def processes(self) -> list[int]:
+        """All processes of this cluster, found by its configuration in their environment."""
+        mark = f"SLURM_CONF={self.base}/slurm.conf".encode()
+        found = []
+        for path in Path("/proc").iterdir():
+            with suppress(OSError):
+                if path.name.isdigit() and int(path.name) != os.getpid():
+                    if mark in (path / "environ").read_bytes().split(b"\0"):
+                        found.append(int(path.name))
+        return found
+
+    def stop(self) -> None:
+        """End all jobs, all daemons and what is left of them; remove the files."""
+        with suppress(Exception):
+            self.call("scancel", "--user", getpass.getuser(), check=False, timeout_seconds=10)
+        for name in ("slurmctld", *(f"slurmd.n{number}" for number in range(1, self.num_nodes + 1)), "munged"):
+            self._kill(name)
+        deadline = time.monotonic() + 10
+        while (left := self.processes()) and time.monotonic() < deadline:
+            for process in left:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.1)
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    # --- commands
+
+    def call(
+        self, *command: str, check: bool = True, timeout_seconds: float = 60, more: Mapping[str, str] | None = None
+    ) -> str:
+        """Standard output of one of Slurm's commands."""
+        done = subprocess.run(
+            command, env={**self.environment, **(more or {})}, capture_output=True, text=True, timeout=timeout_seconds,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def job(self, number: str) -> dict[str, str]:
+        """What slurmctld knows of a job."""
+        text = self.call("scontrol", "show", "job", "-o", number, check=False)
+        first = text.splitlines()[0] if text.strip() else ""
+        return dict(word.partition("=")[::2] for word in first.split() if "=" in word)
+
+    def until(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
+        """Wait for a condition and give its value; fails with the controller's log after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{self.log()}"
+            time.sleep(0.1)
+        return value
+
+    def ended(self, number: str, seconds: float) -> dict[str, str]:
+        """Wait for a job's end and give what is known of it."""
+        final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+        return dict(self.until(
+            lambda: (job := self.job(number)) and job.get("JobState") in final and job, seconds, f"job {number} ends"
+        ))  # fmt: skip
+
+    def log(self) -> str:
+        """The end of the controller's log and the queue."""
+        text = (self.base / "log" / "slurmctld.log").read_text(errors="replace")
+        with suppress(Exception):
+            text += self.call("squeue", check=False, timeout_seconds=5)
+        return "\n".join(text.splitlines()[-30:])
