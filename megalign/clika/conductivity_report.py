@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import orjson
 
 from megalign.clika.conductivity import GATE, TRANSLATION, Conductivity, Share
@@ -13,6 +12,7 @@ from megalign.clika.findings import Finding
 from megalign.clika.knowledge_checks import KINDS
 from megalign.clika.page import UNDEFINED, share
 from megalign.files import write_bytes, write_text
+from megalign.pages import template
 
 GATE_NAMES = {
     TRANSLATION: "translation of names",
@@ -59,16 +59,7 @@ def summary_line(result: Conductivity) -> str:
 
 def render(model: str, results: Sequence[Conductivity], findings: Sequence[Finding], about: Mapping[str, str]) -> str:
     """The page; everything that comes from files is escaped by the template engine."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["share"] = share
-    environment.filters["bounds"] = bounds
-    return environment.get_template("conductivity.html.j2").render(
+    return template(Path(__file__).parent, "conductivity.html.j2", {"share": share, "bounds": bounds}).render(
         model=model,
         results=results,
         findings=findings,

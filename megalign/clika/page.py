@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from megalign.clika.datasets import Protocol
 from megalign.clika.figures import Point, heat_map, scatter
 from megalign.clika.findings import KINDS, Finding
 from megalign.clika.scores import hardly_parsed
+from megalign.pages import Picture, template
 
 Row = dict[str, Any]
 
@@ -35,19 +33,6 @@ class Report:
     confidence: float
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A picture with the text that stands for it."""
-
-    png: bytes
-    alt: str
-
-    @property
-    def uri(self) -> str:
-        """The picture as a data URI, so that the page stands alone."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
-
-
 def render_page(
     report: Report,
     scores: Sequence[Row],
@@ -57,19 +42,10 @@ def render_page(
     findings: Sequence[Finding],
 ) -> str:
     """The whole page as HTML. Everything that comes from files is escaped by the template engine."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["share"] = share
-    environment.filters["percent"] = percent
     bounds = {(row["level"], row["name"], row["model"], row["language"], row["metric"]): row for row in intervals}
     datasets = sorted({row["dataset"] for row in scores})
     changed = [row for row in parsing if row["accuracy_difference"] or row["parse_rate_difference"]]
-    return environment.get_template("page.html.j2").render(
+    return template(Path(__file__).parent, "page.html.j2", {"share": share, "percent": percent}).render(
         report=report,
         scores=scores,
         num_models=len({row["model"] for row in scores}),
@@ -91,9 +67,9 @@ def render_page(
     )
 
 
-def heat_maps(intervals: Sequence[Row], level: str) -> dict[str, list[Figure]]:
+def heat_maps(intervals: Sequence[Row], level: str) -> dict[str, list[Picture]]:
     """For each group of a level (a data set, a type of knowledge): a heat map of RA and one of en-CO."""
-    maps: dict[str, list[Figure]] = {}
+    maps: dict[str, list[Picture]] = {}
     for group in sorted({row["name"] for row in intervals if row["level"] == level}):
         rows = [row for row in intervals if row["level"] == level and row["name"] == group]
         models = list(dict.fromkeys(row["model"] for row in rows))
@@ -104,7 +80,7 @@ def heat_maps(intervals: Sequence[Row], level: str) -> dict[str, list[Figure]]:
             if shown:
                 title = f"{name}, {group}"
                 alt = f"{title}, by model and language; the numbers are in the table of scores"
-                maps.setdefault(group, []).append(Figure(heat_map(title, values, models, shown), alt))
+                maps.setdefault(group, []).append(Picture(heat_map(title, values, models, shown), alt))
     return maps
 
 
@@ -118,7 +94,7 @@ def compared_rows(comparisons: Sequence[Row]) -> list[tuple[Row, dict[str, Row]]
     return list(lines.values())
 
 
-def knowledge_figures(intervals: Sequence[Row]) -> list[Figure]:
+def knowledge_figures(intervals: Sequence[Row]) -> list[Picture]:
     """RA against en-CO, a picture per type of knowledge."""
     values = {
         (row["name"], row["model"], row["language"], row["metric"]): row["value"]
@@ -135,7 +111,7 @@ def knowledge_figures(intervals: Sequence[Row]) -> list[Figure]:
                     points.append(Point(model, language, ra, en_co))
         if points:
             title = f"Performance and consistency, {knowledge} knowledge"
-            figures.append(Figure(scatter(title, points), f"{title}: a dot per model and language"))
+            figures.append(Picture(scatter(title, points), f"{title}: a dot per model and language"))
     return figures
 
 

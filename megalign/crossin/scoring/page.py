@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
-from megalign import clika
 from megalign.crossin.scoring.figures import Dot, heat_map, plane
+from megalign.pages import Picture, template
 
 if TYPE_CHECKING:
     from megalign.crossin.scoring.run import Scored, ScoreOptions
@@ -21,19 +18,6 @@ HEADLINE = 3
 MAX_HEAT_MAP_FILES = 60
 MAX_FINDINGS_SHOWN = 200
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG with the text that stands for it."""
-
-    png: bytes
-    alt: str
-
-    @property
-    def uri(self) -> str:
-        """The picture as a data URI, so that the page stands alone."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -54,17 +38,8 @@ def render_page(
     scored: Sequence[Scored], comparisons: Sequence[Row], findings: Sequence[Row], options: ScoreOptions
 ) -> str:
     """The whole page as HTML. Everything that comes from files is escaped by the template engine."""
-    style = Path(str(clika.__file__)).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([Path(__file__).parent, style]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["share"] = share
     groups = groups_of(scored)
-    return environment.get_template("consistency.html.j2").render(
+    return template(Path(__file__).parent, "consistency.html.j2", {"share": share}).render(
         groups=groups,
         planes={group.title: picture for group in groups if (picture := _plane(group)) is not None},
         heat_maps={group.title: picture for group in groups if (picture := _heat_map(group)) is not None},

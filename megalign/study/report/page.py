@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-import jinja2
-
+from megalign.pages import png_uri, template
 from megalign.study.report import inventory, published, tables
 from megalign.study.report.figures import Figure
 from megalign.study.report.findings import findings
@@ -34,18 +33,10 @@ class HeaderGroup:
 
 def render_page(report: Report, figures: Sequence[Figure]) -> str:
     """The whole page as HTML. Everything that comes from files is escaped by the template engine."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["header_groups"] = header_groups
-    environment.filters["png_uri"] = png_uri
+    filters: dict[str, Callable[..., Any]] = {"header_groups": header_groups, "png_uri": png_uri}
     study = report.study
     unfinished = [run for run in report.runs if not run.finished]
-    return environment.get_template("report.html.j2").render(
+    return template(Path(__file__).parent, "report.html.j2", filters).render(
         study=study,
         report=report,
         clone_words=", ".join(f"{clone} is a clone of {original}" for clone, original in study.clone_of.items()),
@@ -79,8 +70,3 @@ def header_groups(table: Table) -> list[HeaderGroup]:
     for title, columns in groupby(table.columns, key=lambda column: column.group):
         groups.append(HeaderGroup(title, len(list(columns))))
     return groups
-
-
-def png_uri(figure: Figure) -> str:
-    """The figure as a data URI, so that the page stands alone."""
-    return "data:image/png;base64," + base64.b64encode(figure.png).decode("ascii")
