@@ -14,9 +14,10 @@ from megalign.answers.fingerprint import weights_fingerprint
 from megalign.answers.model import AnswerModel, ScoredInput
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.files import read_json
+from megalign.hub import ADAPTER_CONFIG, local_model
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
 
 
@@ -150,10 +151,10 @@ def open_huggingface(
         raise ConfigError(f"dtype is {dtype}.", fix=f"Set one of {', '.join(DTYPES)}.")
     where = _device(device)
     transformers = _library("transformers")
-    path = Path(name_or_path if allow_download else _local(name_or_path))
+    path = Path(name_or_path if allow_download else local_model(name_or_path))
     adapter = (path / ADAPTER_CONFIG).is_file()
     named = _base_of(path) if adapter else name_or_path
-    base = named if allow_download else _local(named)
+    base = named if allow_download else local_model(named)
     options = {"local_files_only": not allow_download, "trust_remote_code": False}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -177,30 +178,6 @@ def open_huggingface(
         fingerprint=_fingerprint(parts, model.config),
         batch_size=batch_size,
         truncate=truncate,
-    )
-
-
-def _local(name_or_path: str) -> str:
-    """A folder, or the cached copy of what a name on the Hub stands for; asks no network.
-
-    `local_files_only` is not enough: transformers looks for an adapter of that name on the Hub all the same.
-
-    Raises:
-        DataError: there is neither.
-    """
-    if Path(name_or_path).is_dir():
-        return name_or_path
-    for name in ("config.json", ADAPTER_CONFIG):
-        try:
-            found = _library("huggingface_hub").try_to_load_from_cache(name_or_path, name)
-        except ValueError:  # no name that the Hub could have
-            break
-        if isinstance(found, str):
-            return str(Path(found).parent)
-    raise DataError(
-        f"{name_or_path} is no folder, and no model of that name was downloaded before.",
-        "Models are read from local files unless a download is allowed.",
-        "Correct the path, or allow the download (--allow-download).",
     )
 
 

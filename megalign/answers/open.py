@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megalign.answers.huggingface import ADAPTER_CONFIG, open_huggingface
+from megalign.answers.huggingface import open_huggingface
 from megalign.answers.model import AnswerModel
 from megalign.errors import DataError
+from megalign.hub import ADAPTER_CONFIG
 
 
 def open_model(

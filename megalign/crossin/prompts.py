@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.hub import local_model
 from megalign.translation.languages import language_of
 
 DEFAULT_TAG = "\n[{code}]"
@@ -146,6 +147,6 @@ def _tokenizer_in(folder: str) -> Any:
     except ImportError:
         raise EnvironmentProblem("transformers is not installed.", fix="pip install megalign[hf]") from None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(local_model(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} holds no tokenizer that can be read: {str(error).splitlines()[0]}") from None

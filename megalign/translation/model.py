@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.hub import local_model
 from megalign.translation.languages import Language
 
 # NLLB names a language with its script; M2M-100 and Marian use the plain code.
@@ -47,10 +48,11 @@ class TranslationModel:
             from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
         except ImportError as error:
             raise EnvironmentProblem(f"{error.name} is not installed.", fix="pip install megalign[hf]") from None
+        found = name if allow_download else local_model(name)
         options: dict[str, Any] = {"local_files_only": not allow_download, "trust_remote_code": False}
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            model = AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True, **options)
+            self._tokenizer = AutoTokenizer.from_pretrained(found, **options)
+            model = AutoModelForSeq2SeqLM.from_pretrained(found, use_safetensors=True, **options)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{name} cannot be opened as a translation model: {str(error).splitlines()[0]}",

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from packaging.version import Version
 
 from megalign.config.layout import Layout
 from megalign.config.sections import InjectConfig, ModelConfig, OptimizerConfig, PrecisionConfig
 from megalign.engine.engine import Engine, LanguageBatch, StepResult
+from megalign.engine.mcore import megatron_core_version
 from megalign.engine.model import unwrapped
 from megalign.engine.weights import sharded_parameters
 from megalign.prealign.words import WordBatch, WordBatches
 
+# Since 0.17 Megatron-Core has other checkpoints' common parts, and some of the traps are gone.
+LATER_MEGATRON = Version(megatron_core_version) >= Version("0.17")
 NUM_SOURCES = 3
 VOCAB_SIZE = 90  # padded to 96
 SEED = 11
@@ -68,13 +72,13 @@ def engine_of(
     return kind(model, layout, precision or PrecisionConfig(), **settings)
 
 
-def windows(step: int, num_windows: int, sequence_length: int = 16) -> LanguageBatch:
-    """The global batch of a step; each window's targets end at a random place."""
+def windows(step: int, num_windows: int, sequence_length: int = 16, num_sources: int = 1) -> LanguageBatch:
+    """The global batch of a step; each window's targets end at a random place, and its source is random."""
     rng = np.random.default_rng([SEED, step])
     text = rng.integers(0, VOCAB_SIZE, (num_windows, sequence_length + 1))
     ends = rng.integers(1, sequence_length + 1, (num_windows, 1))
     mask = (np.arange(sequence_length) < ends).astype(np.float32)
-    sources = rng.integers(0, NUM_SOURCES, num_windows)
+    sources = rng.integers(0, num_sources, num_windows)
     return LanguageBatch(text[:, :-1].copy(), text[:, 1:].copy(), mask, sources, 3 * ends[:, 0] + sources)
 
 
@@ -126,7 +130,9 @@ def pretrain(engine: Engine, first: int, last: int) -> list[StepResult]:
     """Steps `first`..`last` on 8 windows each, in 4 micro-batches of all ranks together."""
     data_size, rank = engine.layout.parallel.data, data_rank_of(engine.layout)
     return [
-        engine.step(cut(windows(s, 8), rank, data_size, 4 // data_size), s, num_sources=NUM_SOURCES)
+        engine.step(
+            cut(windows(s, 8, num_sources=NUM_SOURCES), rank, data_size, 4 // data_size), s, num_sources=NUM_SOURCES
+        )
         for s in range(first, last + 1)
     ]
 
@@ -137,7 +143,7 @@ def inject(engine: Engine, first: int, last: int) -> list[StepResult]:
     rank = data_rank_of(layout)
     return [
         engine.step(
-            [*cut(windows(s, 6), rank, layout.parallel.data, 3), words_of(s, layout, rank)],
+            [*cut(windows(s, 6, num_sources=NUM_SOURCES), rank, layout.parallel.data, 3), words_of(s, layout, rank)],
             s,
             lm_weight=0.5,
             inject=INJECT,

@@ -26,6 +26,8 @@ PP2: dict[str, Any] = {"pipeline": 2}
 VP2: dict[str, Any] = {**PP2, "virtual_pipeline": 2}
 DO: dict[str, Any] = {"distributed_optimizer": True}
 DP2_DO: dict[str, Any] = {"data": 2, **DO}
+# What Megatron writes beside the tensors.
+COMMON_FILE = "metadata.json" if cases.LATER_MEGATRON else "common.pt"
 
 
 @dataclass(frozen=True)
@@ -273,12 +275,12 @@ def test_damaged_missing_and_other_checkpoints_are_refused(tmp_path: Path, paral
     for name, file in (
         ("truncated", shards[0]),
         ("metadata truncated", ".metadata"),
-        ("common truncated", "common.pt"),
+        ("common truncated", COMMON_FILE),
     ):
         with (broken[name] / "shards" / file).open("r+b") as stream:
             stream.truncate(stream.seek(0, os.SEEK_END) // 2)
     (broken["no metadata"] / "shards" / ".metadata").unlink()
-    (broken["no common"] / "shards" / "common.pt").unlink()
+    (broken["no common"] / "shards" / COMMON_FILE).unlink()
     (broken["marker damaged"] / "state.json").write_text("{")
     state, facts = read_marker(good)
     write_marker(broken["other step"], {**state, "step": 3}, {**facts, "adam_step": 3})
@@ -311,12 +313,12 @@ def test_damaged_missing_and_other_checkpoints_are_refused(tmp_path: Path, paral
         assert "does not have the crc32c it says" in found["marker edited"][1]
         assert "is of format None, this version of megalign reads 2" in found["old format"][1]
         assert f"is damaged: shards/{shards[0]} does not have the crc32c" in found["flipped bit"][1]
-        for name, file in (("no shard", shards[0]), ("no metadata", ".metadata"), ("no common", "common.pt")):
+        for name, file in (("no shard", shards[0]), ("no metadata", ".metadata"), ("no common", COMMON_FILE)):
             assert f"is damaged: shards/{file} is missing." in found[name][1]
         for name, file in (
             ("truncated", shards[0]),
             ("metadata truncated", ".metadata"),
-            ("common truncated", "common.pt"),
+            ("common truncated", COMMON_FILE),
         ):
             size = (good / "shards" / file).stat().st_size
             assert f"is damaged: shards/{file} has {size // 2} bytes instead of {size}." in found[name][1]
@@ -526,12 +528,12 @@ def test_groups_that_differ_in_learning_rate_alone_are_exchanged(tmp_path: Path,
     (whole,) = ranks.run(train_in_two_parts, layout, tmp_path, EQUAL_DECAYS, "whole")
     (resumed,) = ranks.run(train_in_two_parts, layout, tmp_path, EQUAL_DECAYS, "resumed")
     assert resumed == whole
-    if cut_optimizer:
+    if cut_optimizer and not cases.LATER_MEGATRON:
         (wrong,) = ranks.run(train_in_two_parts, layout, tmp_path, EQUAL_DECAYS, "resumed without mark")
         assert wrong[0].loss == whole[0].loss
         assert wrong[2].loss != pytest.approx(whole[2].loss, rel=1e-5)
     else:
-        with pytest.raises(ranks.RanksFailed, match=r"DataError: The checkpoint .* does not fit .* parameter group"):
+        with pytest.raises(ranks.RanksFailed, match=r"DataError: The checkpoint .* does not fit"):
             ranks.run(train_in_two_parts, layout, tmp_path, EQUAL_DECAYS, "resumed without mark")
 
 

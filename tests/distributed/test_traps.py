@@ -88,7 +88,10 @@ def test_without_perform_initialization_the_gradient_norm_counts_one_ranks_shard
         ranks.run(steps_with_config, ranks.layout_of(**TP2), 3, {"perform_initialization": False})
     )
     assert difference[0, 0] < 5e-6
-    assert difference[0, 1] > 0.05
+    if cases.LATER_MEGATRON:
+        assert difference[0, 1] < 5e-6, "the marks are set there in any case"
+    else:
+        assert difference[0, 1] > 0.05
 
 
 def test_interleaving_without_its_communication_flags_mixes_up_micro_batches() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from megalign.crossin.tuning.settings import ALL_LINEAR, LoraSettings, TuneConfig
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.hub import local_model
 
 
 def load_model(config: TuneConfig) -> tuple[Any, Any]:
@@ -25,11 +26,12 @@ def load_model(config: TuneConfig) -> tuple[Any, Any]:
     except ImportError:
         raise EnvironmentProblem("transformers is not installed.", fix="pip install megalign[hf]") from None
     logging.disable_progress_bar()
+    name = config.base_model if config.allow_download else local_model(config.base_model)
     options: dict[str, Any] = {"local_files_only": not config.allow_download, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.base_model, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
         dtype = getattr(torch, config.dtype)
-        model = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=dtype, use_safetensors=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{config.base_model} cannot be opened as a causal language model: {str(error).strip().splitlines()[0]}",
