@@ -385,8 +385,11 @@ def test_settings(tmp_path: Path) -> None:
 
 
 def test_models_and_data_that_cannot_be_used(tiny_models: dict[str, Path], data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be opened as a causal language model"):
+    with pytest.raises(DataError, match="none is no folder, and no model of that name was downloaded before"):
         load_model(config_for(tmp_path / "none", data))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be opened as a causal language model"):
+        load_model(config_for(tmp_path / "empty", data))
     with pytest.raises(ConfigError, match=r"context_tokens is 4096; .* has 256 positions"):
         load_model(config_for(tiny_models["llama"], data, context_tokens=4096))
     with pytest.raises(DataError, match="does not exist"):

@@ -130,3 +130,18 @@ def test_the_table_s_fingerprint_follows_its_content(tmp_path: Path, files: Path
         for name in ("same.parquet", "less.parquet")
     ]
     assert prints[0] == inputs.table_fingerprint != prints[1]
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on_at_their_defaults(tmp_path: Path, files: Path) -> None:
+    folder, config = RunFolder(tmp_path), run_config(files, tmp_path)
+    folder.begin(config)
+    content = yaml.safe_load(folder.config.read_text())
+    del content["inject"]["measure_entries"], content["codeswitch"]["sources"]
+    folder.config.write_text(yaml.safe_dump(content))
+    folder.check(config)
+    with pytest.raises(ConfigError, match=r"inject\.measure_entries was 256, is 7"):
+        folder.check(run_config(files, tmp_path, inject__measure_entries=7))
+    # Settings that no version reads are compared as they stand.
+    folder.config.write_text(yaml.safe_dump({**content, "unheard_of": 1}))
+    with pytest.raises(ConfigError, match=r"unheard_of was 1, is None"):
+        folder.check(config)

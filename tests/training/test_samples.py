@@ -268,7 +268,9 @@ def test_one_direction_alone(inputs: RunInputs) -> None:
 
 
 def test_settings_of_sources_that_are_not_read_are_refused(files: Path) -> None:
-    with pytest.raises(ConfigError, match=r"codeswitch\.sources names fr, which is not among data\.sources: en, en-clone"):
+    with pytest.raises(
+        ConfigError, match=r"codeswitch\.sources names fr, which is not among data\.sources: en, en-clone"
+    ):
         run_config(files, Path("unused"), codeswitch__sources={"fr": {"ratio": 0.0}})
     # Without codeswitching nobody asks: presets take sources away.
     run_config(files, Path("unused"), codeswitch__sources={"fr": {"ratio": 0.0}}, codeswitch__ratio=0.0)
