@@ -58,6 +58,9 @@ format: $(READY)  ## format the code
 bench: $(READY)  ## measure speed: prints tables, asserts nothing
 	$(BIN)/python tests/benchmarks/train_step.py --shape tiny
 	$(BIN)/python tests/benchmarks/train_step.py --shape 12x512
+	$(BIN)/python tests/benchmarks/injection.py --shape tiny
+	$(BIN)/python tests/benchmarks/injection.py --shape 12x512
+	$(BIN)/python tests/benchmarks/codeswitching.py --no-step
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs
