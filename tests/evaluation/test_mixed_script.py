@@ -113,3 +113,12 @@ def test_letters_count_where_scripts_differ(tmp_path: Path) -> None:
     assert russian.tolist() == [[4, 11], [0, 8], [4, 6], [0, 0]]
     assert chinese.tolist() == [[0, 11], [0, 8], [2, 6], [0, 0]]
     assert foreign_counts(ids, vocabulary, "en", "de") is None
+
+
+def test_evaluate_scores_generations_where_asked(config: RunConfig) -> None:
+    evaluate = config.evaluate.model_copy(update={"mixed_script_generations": 6, "mixed_script_tokens": 4})
+    (scores,) = ranks.run(reading.scores_of, SINGLE, config.model_copy(update={"evaluate": evaluate}))
+    (found,) = [score for score in scores if score.metric == "mixed_script_generations"]
+    assert (found.language, found.n) == ("en-clone", 6)
+    (usual,) = ranks.run(reading.scores_of, SINGLE, config)
+    assert [score for score in scores if not score.metric.startswith("mixed_script")] == usual

@@ -118,7 +118,7 @@ def test_alignment_over_entries_with_several_and_equal_translations(vocabulary: 
         assert batch.num_words == len(order)
         return [np.stack([vector_of[text] for text in order], axis=1).astype(np.float32)]
 
-    engine: Any = SimpleNamespace(represent=represent)
+    engine: Any = SimpleNamespace(represent=represent, interrupt=lambda: None)
     found = {
         (s.metric, s.language, s.level): s for s in alignment.alignment_scores(engine, encoded, num_entries=3, step=1)
     }
