@@ -20,6 +20,7 @@ from megalign.engine import checkpoint, groups
 from megalign.engine.device import DEVICE
 from megalign.engine.engine import Engine, LanguageBatch
 from megalign.errors import ConfigError, DataError
+from megalign.training.initial import newest_checkpoint as newest_checkpoint
 from megalign.training.run import RunFolder, RunInputs
 
 
@@ -67,8 +68,12 @@ class RunModel(AnswerModel):
         """The end-of-text token."""
         return self.vocabulary.eos_id
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text in the model's language, the start token before them."""
         return [self.vocabulary.eos_id, *map(int, self.vocabulary.encode(text, self.language))]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.vocabulary.decode(ids)
@@ -96,23 +101,29 @@ class RunModel(AnswerModel):
         return new
 
     def _score(self, inputs: list[ScoredInput]) -> list[list[float]]:
-        rows, labels = [], []
-        for one in inputs:
-            for continuation in one.continuations:
-                rows.append(list(one.ids))
-                labels.append(continuation)
+        pairs = [(one.ids, continuation) for one in inputs for continuation in one.continuations]
         totals = []
-        for start in range(0, len(rows), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            batch = self._padded(rows[part])
-            for number, (row, wanted) in enumerate(zip(rows[part], labels[part], strict=True)):
-                batch.labels[number, len(row) - len(wanted) : len(row)] = wanted
-            (scores,) = self.engine.score([batch])
-            for number, (row, wanted) in enumerate(zip(rows[part], labels[part], strict=True)):
-                nll = scores.nll[number, len(row) - len(wanted) : len(row)]
-                totals.append(-float(nll.sum(dtype=np.float64)))
+        for start in range(0, len(pairs), self.batch_size):
+            totals += [total for total, _ in self.score_ids(pairs[start : start + self.batch_size])]
         values = iter(totals)
         return [[next(values) for _ in one.continuations] for one in inputs]
+
+    def score_ids(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        """How likely ids are where they follow others; probabilities are over the vocabulary without its padding.
+
+        Args:
+            pairs: what is fed, at most max_length_tokens ids, and the continuation [n] that is read at its last n positions.
+
+        Returns:
+            for each pair the log-likelihood in nats, and whether every id of the continuation is the likeliest one.
+        """
+        batch = self._padded([list(ids) for ids, _ in pairs])
+        places = [(number, slice(len(ids) - len(wanted), len(ids))) for number, (ids, wanted) in enumerate(pairs)]
+        for place, (_, wanted) in zip(places, pairs, strict=True):
+            batch.labels[place] = wanted
+        (scores,) = self.engine.score([batch], num_ids=self.vocabulary.size)
+        assert scores.is_best is not None
+        return [(-float(scores.nll[at].sum(dtype=np.float64)), bool(scores.is_best[at].all())) for at in places]
 
     def _padded(self, rows: list[list[int]]) -> LanguageBatch:
         """Rows filled up at their right end, where causal attention hides it from them."""
@@ -160,12 +171,11 @@ def open_run(
 
 
 @contextmanager
-def single_process(config: RunConfig) -> Iterator[None]:
+def single_process(config: RunConfig | None = None) -> Iterator[None]:
     """The process group of one process, for a run's configuration that asks for no more."""
+    parallel = config.parallel if config else ParallelConfig()
     with tempfile.TemporaryDirectory() as folder:
-        groups.start(
-            Layout(config.parallel), rank=0, world_size=1, local_rank=0, init_method=f"file://{folder}/rendezvous"
-        )
+        groups.start(Layout(parallel), rank=0, world_size=1, local_rank=0, init_method=f"file://{folder}/rendezvous")
         try:
             yield
         finally:
@@ -210,19 +220,6 @@ def load_run_model(config: RunConfig, *, batch_size: int, language: str | None =
         dtype=config.precision.dtype,
         language=language,
     )
-
-
-def newest_checkpoint(folder: RunFolder) -> Path:
-    """The newest checkpoint of fine-tuning, else of pretraining.
-
-    Raises:
-        DataError: there is none.
-    """
-    found = [checkpoint.latest(folder.checkpoints(stage)) for stage in ("finetune", "pretrain")]
-    path = next((one for one in found if one is not None), None)
-    if path is None:
-        raise DataError(f"{folder.path} has no checkpoint of pretraining.", fix="Train the run first.")
-    return path
 
 
 def run_fingerprint(path: Path) -> str:

@@ -84,6 +84,11 @@ class RunConfig(Section):
     train: TrainConfig
     inject: InjectConfig = Field(default_factory=InjectConfig)
     codeswitch: CodeswitchConfig = Field(default_factory=CodeswitchConfig)
+    initial_weights: str | None = Field(
+        None,
+        description="Start from these weights: the folder of an imported model or of another run, or one of its "
+        "checkpoints. Unset: random weights.",
+    )
     golden_embeddings: bool = Field(
         False, description="Start clone languages from their originals' embedding rows (upper bound of alignment)."
     )
@@ -97,6 +102,12 @@ class RunConfig(Section):
     def _table_when_needed(self) -> RunConfig:
         if self.data.table is None and (self.inject.steps or self.codeswitch.ratio):
             raise ValueError("inject.steps and codeswitch.ratio need data.table, which is not set")
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> RunConfig:
+        if self.golden_embeddings and self.initial_weights is not None:
+            raise ValueError("golden_embeddings sets rows of random weights; initial_weights would replace them")
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,11 @@ class ModelConfig(Section):
     sequence_length: Positive = Field(description="Tokens a training window has.")
     position_embedding: Literal["rotary", "learned"] = Field("learned", description="How positions enter.")
     normalization: Literal["LayerNorm", "RMSNorm"] = Field("LayerNorm", description="Normalisation of the layers.")
-    activation: Literal["gelu", "swiglu"] = Field("gelu", description="Feed-forward activation.")
+    norm_epsilon: float = Field(1e-5, gt=0, description="Added to the variance in the normalisation.")
+    rotary_base: Positive = Field(10000, description="Base of the rotary frequencies (theta).")
+    activation: Literal["gelu", "gelu_tanh", "swiglu"] = Field(
+        "gelu", description="Feed-forward activation; gelu_tanh is the approximation of the released GPT-2."
+    )
     linear_bias: bool = Field(True, description="Biases in the linear layers.")
     tied_embeddings: bool = Field(True, description="Output rows are the input embeddings.")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial matrices.")
@@ -81,8 +85,16 @@ class PrecisionConfig(Section):
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Parameters and activations.")
     fp8: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] | None = Field(
-        None, description="FP8 recipe of TransformerEngine's layers; needs TransformerEngine and a GPU."
+        None,
+        description="FP8 recipe of TransformerEngine's layers in pretraining; injection and evaluation compute in dtype. "
+        "Needs TransformerEngine and a GPU.",
     )
+    bf16_layers_at_start: NonNegative = Field(0, description="First layers that compute in bfloat16 under FP8.")
+    bf16_layers_at_end: NonNegative = Field(0, description="Last layers that compute in bfloat16 under FP8.")
+
+    def without_fp8(self) -> PrecisionConfig:
+        """The same numbers, all layers in `dtype`."""
+        return PrecisionConfig(dtype=self.dtype)
 
 
 class OptimizerConfig(Section):

@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 
-from megalign.config.sections import PrecisionConfig
-from megalign.errors import EnvironmentProblem
-
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKEND = "nccl" if DEVICE.type == "cuda" else "gloo"
 
@@ -20,21 +17,6 @@ BACKEND = "nccl" if DEVICE.type == "cuda" else "gloo"
 def transformer_engine_available() -> bool:
     """Whether TransformerEngine's layers can be used: installed, and on a GPU."""
     return DEVICE.type == "cuda" and importlib.util.find_spec("transformer_engine") is not None
-
-
-def check_precision(precision: PrecisionConfig) -> None:
-    """Refuse what Megatron-Core would accept and silently ignore on this machine.
-
-    Raises:
-        EnvironmentProblem: FP8 without TransformerEngine.
-    """
-    if precision.fp8 and not transformer_engine_available():
-        lacking = "there is no CUDA device" if DEVICE.type == "cpu" else "transformer_engine is not installed"
-        raise EnvironmentProblem(
-            f"precision.fp8 is {precision.fp8!r}, but {lacking}.",
-            "Without TransformerEngine's layers Megatron-Core accepts FP8 and silently computes without it.",
-            "Unset precision.fp8, or run on a GPU with `pip install megalign[gpu]`.",
-        )
 
 
 def device_name() -> str:

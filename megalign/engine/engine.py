@@ -19,7 +19,7 @@ from megalign.engine.device import DEVICE, StepTimer
 from megalign.engine.mcore import finalize_model_grads, get_forward_backward_func, parallel_state
 from megalign.engine.model import build_chunks, transformer_config, unwrapped, wrap_for_training
 from megalign.engine.optimizer import build_optimizer, build_scheduler, set_step
-from megalign.engine.scores import TokenScores, best_ids, score_tokens
+from megalign.engine.scores import TokenScores, all_ids, best_ids, score_tokens
 from megalign.engine.taps import TAGS, DeviceWords, WordTaps
 from megalign.errors import TrainingProblem
 from megalign.prealign.words import WordBatch
@@ -223,13 +223,17 @@ class Engine:
         return gradients, weights
 
     def score(
-        self, batches: Sequence[LanguageBatch], ranges: dict[str, tuple[int, int]] | None = None
+        self,
+        batches: Sequence[LanguageBatch],
+        ranges: dict[str, tuple[int, int]] | None = None,
+        num_ids: int | None = None,
     ) -> list[TokenScores]:
         """Negative log-likelihood of every label, and the probability mass on ranges of ids.
 
         Args:
             batches: of equal shape; every rank that shares a model part gives the same.
             ranges: name -> ids [first, last + 1).
+            num_ids: see `score_tokens`.
 
         Returns:
             a TokenScores for every batch, on every rank.
@@ -238,17 +242,38 @@ class Engine:
         spans = [(ranges or {})[name] for name in names]
 
         def collect(batch: LanguageBatch, logits: torch.Tensor) -> torch.Tensor:
-            return score_tokens(logits, torch.from_numpy(batch.labels).to(DEVICE), spans)
+            return score_tokens(logits, torch.from_numpy(batch.labels).to(DEVICE), spans, num_ids)
 
         outputs = self._read(batches, [], collect)
-        stacked = torch.zeros(len(batches), 1 + len(names), *batches[0].tokens.shape, device=DEVICE)
+        rows = 1 + len(names) + (num_ids is not None)
+        stacked = torch.zeros(len(batches), rows, *batches[0].tokens.shape, device=DEVICE)
         if outputs:
             stacked = context.gather_positions(torch.stack(outputs)).contiguous()
         stacked = groups.broadcast_from_last_stage(stacked).cpu()
         return [
-            TokenScores(scores[0].numpy(), {name: scores[1 + k].numpy() for k, name in enumerate(names)})
+            TokenScores(
+                scores[0].numpy(),
+                {name: scores[1 + k].numpy() for k, name in enumerate(names)},
+                None if num_ids is None else scores[-1].numpy() > 0,
+            )
             for scores in stacked
         ]
+
+    def logits(self, batch: LanguageBatch, num_ids: int) -> torch.Tensor:
+        """The logits of windows, for comparisons with other implementations.
+
+        Args:
+            batch: every rank that shares a model part gives the same.
+            num_ids: only ids below it, those that are no padding of the vocabulary.
+
+        Returns:
+            float32 [windows, sequence, num_ids] in host memory, on every rank.
+        """
+        outputs = self._read([batch], [], lambda _, own: all_ids(own)[..., :num_ids])
+        whole = torch.zeros(*batch.tokens.shape, num_ids, device=DEVICE)
+        if outputs:
+            whole = context.gather_positions(outputs[0].movedim(1, -1)).movedim(-1, 1).contiguous()
+        return groups.broadcast_from_last_stage(whole).cpu()
 
     def most_likely(
         self, batch: LanguageBatch, positions: np.ndarray, num_ids: int, noise: np.ndarray | None = None
@@ -344,9 +369,12 @@ class Engine:
         padded = _own_parts([*batches, *[batches[-1]] * lacking])
         for chunk in self.chunks:
             chunk.eval()
+        # Reading is not what FP8 is for: short batches of any shape, and numbers that are compared between models.
+        fp8, self.config.fp8 = self.config.fp8, None
         try:
             outputs = self._schedule(padded, [*ready, *ready[-1:] * lacking], forward, forward_only=True)
         finally:
+            self.config.fp8 = fp8
             for chunk in self.chunks:
                 chunk.train()
         return outputs[: len(batches)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from megalign.config.layout import Layout
 from megalign.config.sections import ModelConfig, PrecisionConfig
-from megalign.engine.device import DEVICE, check_precision
+from megalign.engine.device import DEVICE
 from megalign.engine.mcore import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -19,10 +20,11 @@ from megalign.engine.mcore import (
     TransformerConfig,
     parallel_state,
 )
+from megalign.engine.precision import FORMATS, check_precision
 from megalign.engine.specs import block_spec
 from megalign.engine.weights import initialise
 
-_FP8 = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}
+_ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "swiglu": F.silu}
 
 
 def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionConfig) -> TransformerConfig:
@@ -33,7 +35,7 @@ def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionC
     """
     layout.check(model)
     p = layout.parallel
-    check_precision(precision)
+    check_precision(model, layout, precision)
     dtype = torch.bfloat16 if precision.dtype == "bfloat16" else torch.float32
     recompute: dict[str, Any] = {}
     if p.recompute == "selective":
@@ -43,7 +45,16 @@ def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionC
     uneven: dict[str, Any] = {}
     if model.num_layers % (p.pipeline * layout.num_chunks):
         uneven = {"pipeline_model_parallel_layout": _stages(layout.layers_of_chunks(model.num_layers))}
-    fp8 = {"fp8": _FP8[precision.fp8], "fp8_recipe": precision.fp8} if precision.fp8 else {}
+    fp8: dict[str, Any] = {}
+    if precision.fp8:
+        ends = (precision.bf16_layers_at_start, precision.bf16_layers_at_end)
+        fp8 = {
+            "fp8": FORMATS[precision.fp8],
+            "fp8_recipe": precision.fp8,
+            "first_last_layers_bf16": any(ends),
+            "num_layers_at_start_in_bf16": ends[0],
+            "num_layers_at_end_in_bf16": ends[1],
+        }
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -52,7 +63,8 @@ def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionC
         ffn_hidden_size=model.ffn_hidden_size,
         normalization=model.normalization,
         gated_linear_unit=model.activation == "swiglu",
-        activation_func=F.silu if model.activation == "swiglu" else F.gelu,
+        activation_func=_ACTIVATIONS[model.activation],
+        layernorm_epsilon=model.norm_epsilon,
         add_bias_linear=model.linear_bias,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
@@ -123,6 +135,7 @@ def build_chunks(
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             position_embedding_type="rope" if model.position_embedding == "rotary" else "learned_absolute",
+            rotary_base=model.rotary_base,
             share_embeddings_and_output_weights=model.tied_embeddings,
             vp_stage=vp_stage,
         )

@@ -73,6 +73,7 @@ def build_optimizer(
             clip_grad=settings.clip_grad,
             bf16=bool(config.bf16),
             params_dtype=config.params_dtype,
+            fp8_recipe=config.fp8_recipe if config.fp8 else None,
             use_distributed_optimizer=distributed_optimizer,
         ),
         chunks,

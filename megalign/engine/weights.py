@@ -6,7 +6,7 @@ Megatron's own initialisation depends on the pipeline layout, because every stag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,11 +64,33 @@ def initialise(
             full = _initial_value(tensor.key, layer, shape, model, seed)
             if row_sources is not None and tensor.key in EMBEDDING_KEYS:
                 full[: len(row_sources)] = full[torch.from_numpy(row_sources)]
-            part = tuple(
-                slice(start, start + size)
-                for start, size in zip(tensor.global_offset[axes:], tensor.local_shape[-len(shape) :], strict=True)
-            )
-            tensor.data.copy_(full[part].view(tensor.data.shape))
+            tensor.data.copy_(full[_own_part(tensor)].view(tensor.data.shape))
+
+
+def _own_part(tensor: ShardedTensor) -> tuple[slice, ...]:
+    """Where this rank's shard stands in the global tensor of one layer."""
+    axes = tensor.prepend_axis_num
+    sizes = tensor.local_shape[-len(tensor.global_shape[axes:]) :]
+    return tuple(slice(at, at + size) for at, size in zip(tensor.global_offset[axes:], sizes, strict=True))
+
+
+@torch.no_grad()
+def set_weights(chunks: Sequence[torch.nn.Module], weights: Mapping[str, torch.Tensor]) -> None:
+    """Fill every shard with its part of given global tensors.
+
+    Args:
+        chunks: this rank's model chunks, below DDP and Float16Module.
+        weights: a tensor for each name that checkpoints have; those of layers are stacked, [layers, ...].
+
+    Raises:
+        KeyError: a name is missing.
+    """
+    for chunk in chunks:
+        for tensor in sharded_parameters(chunk):
+            full = weights[tensor.key]
+            if tensor.prepend_axis_num:
+                full = full[tensor.global_offset[0]]
+            tensor.data.copy_(full[_own_part(tensor)].view(tensor.data.shape))
 
 
 def _initial_value(key: str, layer: int, shape: Sequence[int], model: ModelConfig, seed: int) -> torch.Tensor:

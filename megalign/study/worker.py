@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -93,6 +94,12 @@ def _resharding(source: Path, target: Path, with_optimizer: bool) -> Callable[[R
     return reshard
 
 
+def _harness(config: RunConfig, rank: Rank, settings: str) -> None:
+    from megalign.evaluation.harness_run import HarnessSettings, evaluate_tasks
+
+    evaluate_tasks(config, HarnessSettings.model_validate_json(settings))
+
+
 def _study_run(study: StudyConfig, folder: Path, label: str, seed: int) -> RunConfig:
     from megalign.study.expand import StudyFolder, run_config
 
@@ -105,6 +112,7 @@ def work(arguments: list[str]) -> None:
 
     `train CONFIG [OVERRIDE...]`, `eval CONFIG [OVERRIDE...]`: a run. `data STUDY SEED`, `run STUDY LABEL SEED`: a step
     of a study, STUDY being its folder. `reshard CONFIG SOURCE TARGET all|weights [OVERRIDE...]`: a checkpoint.
+    `lm-eval RUN SETTINGS [OVERRIDE...]`: tasks of lm-evaluation-harness, SETTINGS being JSON.
     """
     with _leaving_on_request():
         _work(*arguments)
@@ -118,6 +126,12 @@ def _work(kind: str, path: str, *rest: str) -> None:
     elif kind == "reshard":
         source, target, kept, *overrides = rest
         _with_engine(load_run(Path(path), overrides), _resharding(Path(source), Path(target), kept == "all"))
+    elif kind == "lm-eval":
+        from megalign.evaluation.harness_run import HarnessSettings, reading
+
+        settings, *overrides = rest
+        dtype = HarnessSettings.model_validate_json(settings).dtype
+        _with_engine(reading(Path(path), overrides, dtype), partial(_harness, settings=settings))
     elif kind == "data":
         from megalign.study.data import build_data
         from megalign.study.expand import StudyFolder

@@ -225,7 +225,7 @@ def dry_run(
     inputs = RunInputs.open(config)
     folder = RunFolder(Path(config.folder))
     folder.check(config)
-    inputs.store.vocabulary.row_sources()
+    _check_start(inputs)
     check_hit_rate(inputs.samples, config)
     phases = _phases(config, inputs.batch_schedule, inputs.num_steps, layout)
     words = _words(inputs, layout) if config.inject.steps else []
@@ -276,6 +276,15 @@ def dry_run(
     )
     result.warnings.extend(_warnings(config, result, many_epochs))
     return result
+
+
+def _check_start(inputs: RunInputs) -> None:
+    """The rows that the embedding starts from, or the weights that the model does."""
+    inputs.store.vocabulary.row_sources()
+    if inputs.config.initial_weights is not None:
+        from megalign.training.initial import initial_weights  # imports torch
+
+        initial_weights(inputs)
 
 
 def _has_gpu() -> bool:

@@ -7,9 +7,10 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
 
 from megalign.cluster.ownership import Ownership
 from megalign.config import RunConfig
@@ -76,7 +77,7 @@ class RunFolder:
         """
         if not self.config.exists():
             return
-        before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        before = _with_defaults(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         accepted = config.train.accept_changed_data
         changed = [
             f"{key} was {old!r}, is {new!r}"
@@ -89,6 +90,14 @@ class RunFolder:
                 "Continuing would mix two runs.",
                 "Restore the settings, choose another folder, or remove this one.",
             )
+
+
+def _with_defaults(content: Any) -> Any:
+    """Settings of a run; those that its version did not have yet are at their defaults, as it behaved."""
+    try:
+        return RunConfig.model_validate(content).model_dump(mode="json")
+    except ValidationError:
+        return content
 
 
 def _may_change(key: str) -> bool:
@@ -112,6 +121,7 @@ def _may_change(key: str) -> bool:
         "data.store",
         "data.table",
         "data.facts",
+        "initial_weights",
     }
 
 
@@ -185,7 +195,8 @@ class RunInputs:
         return Engine(
             config.model,
             layout,
-            config.precision,
+            # Words in short rows, and numbers that are compared: only pretraining computes in FP8.
+            config.precision if stage == "pretrain" else config.precision.without_fp8(),
             vocab_size=vocabulary.size,
             seed=config.seed,
             optimizer=optimizer,

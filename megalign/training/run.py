@@ -19,6 +19,7 @@ from megalign.scaling.devices import load_devices, recognise
 from megalign.scaling.flops import achieved_flops, training_flops_per_token, utilisation
 from megalign.training import loop
 from megalign.training.guards import EventLog, Guards
+from megalign.training.initial import Weights, initial_weights, start_from
 from megalign.training.injection import InjectionMonitor
 from megalign.training.inputs import RunFolder as RunFolder
 from megalign.training.inputs import RunInputs as RunInputs
@@ -48,6 +49,7 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
     layout.check_world_size(rank.world_size)
     check_installed(config.track)
     inputs = RunInputs.open(config)
+    start = initial_weights(inputs)
     folder = RunFolder(Path(config.folder))
     writes = rank.rank == 0
     if writes:
@@ -60,8 +62,8 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
     try:
         with StopRequest(folder.path, max_seconds=limit, margin_seconds=margin) as stop, watchdog:
             if config.inject.steps:
-                seconds += _inject(inputs, folder, layout, writes, stop, watchdog)
-            seconds += _pretrain(inputs, folder, layout, writes, probe, stop, watchdog)
+                seconds += _inject(inputs, folder, layout, writes, stop, watchdog, start)
+            seconds += _pretrain(inputs, folder, layout, writes, probe, stop, watchdog, start)
         if writes and (seconds or not folder.summary.exists()):
             _summarise(inputs, folder, layout, time.monotonic() - started, seconds)
     finally:
@@ -69,7 +71,13 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
 
 
 def _inject(
-    inputs: RunInputs, folder: RunFolder, layout: Layout, writes: bool, stop: StopRequest, watchdog: Watchdog
+    inputs: RunInputs,
+    folder: RunFolder,
+    layout: Layout,
+    writes: bool,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    start: Weights | None,
 ) -> float:
     config, inject = inputs.config, inputs.config.inject
     where = folder.checkpoints("inject")
@@ -107,6 +115,7 @@ def _inject(
             "order": text.order.fingerprint(),
             "store": inputs.store.fingerprint,
             "table": inputs.table_fingerprint,
+            "initial_weights": start and start.identity,
         },
         losses=SourceLosses([source.read_as for source in text.sources]),
         guards=_guards(inputs, folder, "inject", writes),
@@ -120,7 +129,10 @@ def _inject(
         checkpoint_extra=monitor.state,
         restore_extra=monitor.restore,
     )
-    return loop.run(stage, inputs.engine(layout, "inject"), where, folder.metrics if writes else None, stop)
+    engine = inputs.engine(layout, "inject")
+    if checkpoint.latest(where) is None:
+        start_from(engine, start)
+    return loop.run(stage, engine, where, folder.metrics if writes else None, stop)
 
 
 def _pretrain(
@@ -131,6 +143,7 @@ def _pretrain(
     probe: loop.Probe | None,
     stop: StopRequest,
     watchdog: Watchdog,
+    start: Weights | None,
 ) -> float:
     config, train_config = inputs.config, inputs.config.train
     where = folder.checkpoints("pretrain")
@@ -151,6 +164,8 @@ def _pretrain(
                 "Its ids may mean other words.",
                 f"Restore the store, or remove {folder.path} to start over.",
             )
+    elif checkpoint.latest(where) is None:
+        start_from(engine, start)
 
     def batches(step: int) -> list[loop.Batch]:
         return list(
@@ -183,6 +198,7 @@ def _pretrain(
             "order": samples.order.fingerprint(position),
             "store": inputs.store.fingerprint,
             "table": inputs.table_fingerprint if samples.switcher else None,
+            "initial_weights": start and start.identity,
         },
         log_interval=train_config.log_interval,
         **_saving(config, folder),

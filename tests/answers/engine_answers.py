@@ -59,7 +59,7 @@ def brute_force(layout: Layout, tokenizer: Path, prompts: list[str]) -> tuple[li
     def logits(ids: list[int]) -> torch.Tensor:
         tokens = torch.tensor([ids])
         with torch.no_grad():
-            return chunk(tokens, torch.arange(len(ids))[None], None)[0].double()
+            return chunk(tokens, torch.arange(len(ids))[None], None)[0, :, : vocabulary.size].double()
 
     texts, totals = [], []
     for prompt in prompts:
@@ -92,8 +92,11 @@ def scored_by_engine(layout: Layout, run: Path, pairs: list[tuple[str, str]]) ->
         target = vocabulary.encode(prompt + option, model.language)[len(context) :]
         whole, count = np.concatenate([[vocabulary.eos_id], context, target]).astype(np.int64), len(target)
         tokens, labels = whole[None, :-1], whole[None, 1:]
-        (scores,) = model.engine.score([LanguageBatch(tokens, labels, np.ones(labels.shape, dtype=np.float32))])
-        totals.append(-float(scores.nll[0, -count:].sum(dtype=np.float64)))
+        batch = LanguageBatch(tokens, labels, np.ones(labels.shape, dtype=np.float32))
+        known = (0, vocabulary.size)
+        (scores,) = model.engine.score([batch], {"known": known})
+        # Over the ids of the vocabulary alone, from probabilities over the padding too.
+        totals.append(-float((scores.nll + np.log(scores.mass["known"]))[0, -count:].sum(dtype=np.float64)))
     return totals
 
 

@@ -58,7 +58,7 @@ def study_with(*overrides: str) -> StudyConfig:
         (
             "zzz.a=1",
             "r.yaml: unknown key zzz: known keys: name, folder, method, seed, model, data, train, inject, "
-            "codeswitch, golden_embeddings, parallel, precision, guards, evaluate, track.",
+            "codeswitch, initial_weights, golden_embeddings, parallel, precision, guards, evaluate, track.",
         ),
     ],
 )

@@ -110,19 +110,6 @@ def test_coordinates_number_tensor_fastest_and_pipeline_slowest() -> None:
     assert found == list(expected)
 
 
-def test_fp8_without_transformer_engine_is_refused() -> None:
-    from megalign.engine.device import check_precision, transformer_engine_available
-
-    if transformer_engine_available():
-        pytest.skip("TransformerEngine can be used here")
-    with pytest.raises(
-        EnvironmentProblem, match=r"precision\.fp8 is 'delayed', but .* silently computes without it.*Unset"
-    ) as caught:
-        check_precision(PrecisionConfig(fp8="delayed"))
-    assert caught.value.exit_code == 4
-    check_precision(PrecisionConfig(dtype="bfloat16"))
-
-
 def test_the_engine_asks_before_it_builds(one_process: None) -> None:
     """Megatron-Core would accept FP8 and ignore it; the engine's own configuration must not get that far."""
     from megalign.engine.device import transformer_engine_available

@@ -3,5 +3,19 @@
 from megalign.engine.checkpoint.folder import MARKER, latest, path_of, pointed_name, read_marker
 from megalign.engine.checkpoint.loading import load, settle
 from megalign.engine.checkpoint.saving import Saver, save
+from megalign.engine.checkpoint.weights_only import load_weights, read_weights, weights_identity
 
-__all__ = ["MARKER", "Saver", "latest", "load", "path_of", "pointed_name", "read_marker", "save", "settle"]
+__all__ = [
+    "MARKER",
+    "Saver",
+    "latest",
+    "load",
+    "load_weights",
+    "path_of",
+    "pointed_name",
+    "read_marker",
+    "read_weights",
+    "save",
+    "settle",
+    "weights_identity",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -130,6 +131,24 @@ def find_problems(path: Path) -> list[str]:
             except Exception as error:
                 problems.append(f"{name}: cannot be read: {type(error).__name__} {str(error).splitlines()[0]}")
     return problems or list(_other_copies(shards, index))
+
+
+def read_tensors(path: Path, wanted: list[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint by name, each put together from its parts.
+
+    Raises:
+        DataError: the index or a part cannot be read.
+    """
+    index = _index(path)
+    entries = {k: v for k, v in index.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+    try:
+        return {name: _whole(path / "shards", name, entries[name], index) for name in wanted}
+    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise DataError(
+            f"The tensors of {path} cannot be read: {type(error).__name__} {error}.",
+            "The checkpoint is damaged.",
+            "Run `megalign checkpoint verify`.",
+        ) from error
 
 
 def _index(path: Path) -> Metadata:
