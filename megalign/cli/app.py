@@ -14,6 +14,10 @@ from megalign import __version__
 from megalign.cli.checkpoint import app as checkpoint_app
 from megalign.cli.clika import clika_app
 from megalign.cli.crossin import app as crossin_app
+from megalign.cli.harness import lm_eval
+from megalign.cli.huggingface import export, import_
+from megalign.cli.jobs import cancel, logs, status
+from megalign.cli.submit import submit
 from megalign.errors import MegalignError
 
 app = typer.Typer(
@@ -31,6 +35,11 @@ app.add_typer(store_app, name="store")
 app.add_typer(crossin_app, name="crossin")
 app.add_typer(clika_app, name="clika")
 app.add_typer(checkpoint_app, name="checkpoint")
+for _command in (submit, status, logs, cancel):
+    app.command()(_command)
+app.command()(export)
+app.command("import")(import_)
+app.command("lm-eval")(lm_eval)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace those of the file, as section.key=value.")

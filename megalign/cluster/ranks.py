@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megalign.cluster.nodes import meeting_point
 from megalign.errors import EnvironmentProblem
 
 
@@ -31,6 +32,8 @@ class Rank:
 def discover(environment: Mapping[str, str] | None = None) -> Rank:
     """Read the place of this process from torchrun's (and our launcher's), Slurm's or MPI's variables.
 
+    Processes of srun need no MASTER_ADDR and MASTER_PORT: they meet on the first node of their step.
+
     Raises:
         EnvironmentProblem: more than one process, and no address to meet at; or the variables make no sense.
     """
@@ -51,14 +54,16 @@ def discover(environment: Mapping[str, str] | None = None) -> Rank:
     else:
         return Rank(0, 1, 0, "", "single")
     origin, (rank, world_size, local_rank) = found[0], _numbers(*found)
-    address = env.get("MASTER_ADDR")
-    if world_size > 1 and (not address or not env.get("MASTER_PORT")):
+    address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
+    if world_size > 1 and origin == "slurm" and not (address or port):
+        address, port = meeting_point(env) or (None, None)
+    if world_size > 1 and not (address and port):
         raise EnvironmentProblem(
             f"{world_size} processes were started by {origin}, but MASTER_ADDR and MASTER_PORT are not set.",
             "They cannot find each other.",
             "Export both in the job script, e.g. MASTER_ADDR=<first host> MASTER_PORT=29500.",
         )
-    method = f"tcp://{address}:{env.get('MASTER_PORT')}" if world_size > 1 else ""
+    method = f"tcp://{address}:{port}" if world_size > 1 else ""
     return Rank(rank, world_size, local_rank, method, origin)
 
 

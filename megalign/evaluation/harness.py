@@ -29,7 +29,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from megalign.answers.trained_run import RunModel, open_run
-from megalign.errors import ConfigError, DataError
+from megalign.errors import ConfigError, DataError, MegalignError
 
 # lm_eval's own default.
 MAX_NEW_TOKENS = 256
@@ -46,7 +46,7 @@ class MegalignLM(TemplateLM):
         batch_size: rows computed at once.
         language: language of the tasks; only a clone's ids differ from the others'.
         dtype: float32 or bfloat16; None: as trained.
-        device: what the engine computes on; another is an error.
+        device, max_batch_size: the harness gives them to every model; the engine takes the machine's device.
         progress_file: keeps what is computed, so that a stopped evaluation continues; None: nothing is kept.
     """
 
@@ -66,7 +66,7 @@ class MegalignLM(TemplateLM):
         else:
             if not str(batch_size).isdigit():
                 raise ConfigError(f"batch_size is {batch_size}.", fix="Give a number.")
-            self.model = open_run(Path(run), batch_size=int(batch_size), device=device, dtype=dtype, language=language)
+            self.model = open_run(Path(run), batch_size=int(batch_size), dtype=dtype, language=language)
         self.model.truncate = True
         self.num_cut = 0
         self._writes = not dist.is_initialized() or dist.get_rank() == 0
@@ -269,7 +269,11 @@ def main() -> None:
     """The harness's command line, with this model in its registry."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except MegalignError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

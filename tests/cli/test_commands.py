@@ -33,6 +33,9 @@ COMMANDS = [
     ("checkpoint", "inspect"),
     ("checkpoint", "verify"),
     ("checkpoint", "reshard"),
+    ("export",),
+    ("import",),
+    ("lm-eval",),
     ("doctor",),
 ]
 

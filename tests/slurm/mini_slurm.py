@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import signal
 import socket
@@ -38,7 +39,7 @@ SlurmdPidFile={base}/run/slurmd.%n.pid
 SlurmctldLogFile={base}/log/slurmctld.log
 SlurmdLogFile={base}/log/slurmd.%n.log
 SlurmctldDebug=info
-SlurmdDebug=info
+SlurmdDebug=debug
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -91,6 +92,14 @@ def _free_ports(count: int) -> int:
                 for probe in sockets:
                     probe.close()
     raise AssertionError("no free ports")
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there and no zombie, which nobody may ever reap in a container."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class MiniSlurm:
@@ -153,9 +162,29 @@ class MiniSlurm:
         self.start_controller()
         for number in range(1, self.num_nodes + 1):
             self.start_node(f"n{number}")
-        self.until(lambda: self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split().__len__()
-                   == self.num_nodes, 30, "all nodes idle")  # fmt: skip
+        self.until(self._all_idle, 30, "all nodes idle")
         return self
+
+    def heal(self) -> None:
+        """End all jobs, start the daemons that were killed, wait until every node is idle."""
+        if not self._alive("slurmctld"):
+            self.start_controller()
+        self.until(lambda: self.call("scontrol", "ping", check=False).count("UP"), 30, "slurmctld answers")
+        self.call("scancel", "--user", getpass.getuser(), check=False)
+        for number in range(1, self.num_nodes + 1):
+            if not self._alive(f"slurmd.n{number}"):
+                self.start_node(f"n{number}")
+        self.until(self._all_idle, 60, "all nodes idle")
+
+    def _all_idle(self) -> bool:
+        return len(self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()) == self.num_nodes
+
+    def _alive(self, name: str) -> bool:
+        try:
+            process = int((self.base / "run" / f"{name}.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return False
+        return _runs(process)
 
     def start_controller(self) -> None:
         """Start slurmctld; it takes its state up again."""
@@ -164,6 +193,11 @@ class MiniSlurm:
     def kill_controller(self) -> None:
         """End slurmctld at once."""
         self._kill("slurmctld")
+
+    def until_saved(self, moment: float) -> None:
+        """Wait until slurmctld has written down what happened before `moment`: it does so some seconds later."""
+        path = self.base / "state" / "job_state"
+        self.until(lambda: path.exists() and path.stat().st_mtime >= moment, 30, "slurmctld saves its state")
 
     def start_node(self, name: str) -> None:
         """Start the slurmd of a node."""
@@ -185,7 +219,7 @@ class MiniSlurm:
             process = int(path.read_text())
             os.kill(process, number)
             deadline = time.monotonic() + 10
-            while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+            while _runs(process) and time.monotonic() < deadline:
                 time.sleep(0.02)
             path.unlink(missing_ok=True)
 
@@ -195,9 +229,9 @@ class MiniSlurm:
         found = []
         for path in Path("/proc").iterdir():
             with suppress(OSError):
-                if path.name.isdigit() and int(path.name) != os.getpid():
-                    if mark in (path / "environ").read_bytes().split(b"\0"):
-                        found.append(int(path.name))
+                other = path.name.isdigit() and int(path.name) != os.getpid()
+                if other and mark in (path / "environ").read_bytes().split(b"\0"):
+                    found.append(int(path.name))
         return found
 
     def stop(self) -> None:
@@ -217,15 +251,48 @@ class MiniSlurm:
     # --- commands
 
     def call(
-        self, *command: str, check: bool = True, timeout_seconds: float = 60, more: Mapping[str, str] | None = None
+        self,
+        *command: str,
+        check: bool = True,
+        timeout_seconds: float = 60,
+        more: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> str:
-        """Standard output of one of Slurm's commands."""
+        """Standard output of one of Slurm's commands, with more variables, in a folder."""
         done = subprocess.run(
-            command, env={**self.environment, **(more or {})}, capture_output=True, text=True, timeout=timeout_seconds,
+            command,
+            env={**self.environment, **(more or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
             check=False,
-        )  # fmt: skip
+            cwd=cwd,
+        )
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def exit_codes(self, node: str) -> list[str]:
+        """What the daemon of a node noted of the ends of tasks: exit codes, oldest first."""
+        text = (self.base / "log" / f"slurmd.{node}.log").read_text(errors="replace")
+        return re.findall(r"task \d+ \(\d+\) exited with exit code (\d+)", text)
+
+    def signal_batch_script(self, number: str, signal_number: int = signal.SIGUSR1) -> None:
+        """Send a signal to a job's script without slurmctld."""
+        for process in self.processes():
+            with suppress(OSError):
+                words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+                variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+                is_script = any(word.endswith(b"/slurm_script") for word in words)
+                if is_script and f"SLURM_JOB_ID={number}".encode() in variables and self._is_first(process):
+                    os.kill(process, signal_number)
+                    return
+        raise AssertionError(f"no script of job {number}")
+
+    @staticmethod
+    def _is_first(process: int) -> bool:
+        """Not a subshell of the script: its parent is slurmstepd."""
+        parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]
+        return b"slurmstepd" in Path(f"/proc/{parent}/cmdline").read_bytes()
 
     def job(self, number: str) -> dict[str, str]:
         """What slurmctld knows of a job."""
