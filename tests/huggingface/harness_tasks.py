@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from megalign.config.layout import Layout
+from megalign.errors import MegalignError
 
 TEXTS = ["the house is red", "a dog runs in the park", "she sees the man", "we read a book about the river ", "it"]
 CHOICES = [" and", " of the", " house", " a b"]
@@ -67,6 +68,48 @@ def evaluate(layout: Layout, run: Path, settings: dict[str, Any]) -> None:
     parallel = {"tensor": layout.parallel.tensor, "pipeline": layout.parallel.pipeline}
     config = reading(run, [f"parallel.{name}={degree}" for name, degree in parallel.items()])
     evaluate_tasks(config, HarnessSettings.model_validate(settings))
+
+
+def stopped_and_continued(
+    layout: Layout, run: Path, settings: dict[str, Any]
+) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """On every rank: evaluate, cut what was kept as a kill does, change a number in it, evaluate again.
+
+    Returns:
+        the samples and what was kept of both.
+    """
+    from megalign.engine import groups
+
+    kept, samples = Path(settings["out"]) / "progress.jsonl", Path(settings["out"]) / "samples_tiny_choice.jsonl"
+
+    def results() -> dict[str, Any]:
+        return {k: v for line in kept.read_text().splitlines()[1:] for k, v in json.loads(line).items()}
+
+    evaluate(layout, run, settings)
+    groups.barrier()
+    first, kept_first = samples.read_text(), results()
+    groups.barrier()
+    if groups.rank() == 0:
+        head, second, third, fourth, *_ = kept.read_text().splitlines(keepends=True)
+        content = json.loads(second)
+        content[next(iter(content))] = [-1.25, True]
+        kept.write_text(head + json.dumps(content) + "\n" + third + fourth[:20])
+    groups.barrier()
+    evaluate(layout, run, settings)
+    groups.barrier()
+    return first, samples.read_text(), kept_first, results()
+
+
+def refusals(layout: Layout, run: Path, all_settings: list[dict[str, Any]]) -> list[str]:
+    """What each evaluation is refused with."""
+    told = []
+    for settings in all_settings:
+        try:
+            evaluate(layout, run, settings)
+            told.append("nothing")
+        except MegalignError as error:
+            told.append(str(error))
+    return told
 
 
 def responses(out: Path, task: str) -> list[Any]:

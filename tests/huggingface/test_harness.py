@@ -63,7 +63,9 @@ def expected(plain: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory)
     return found
 
 
-@pytest.mark.parametrize("parallel", [{}, {"tensor": 2}, {"pipeline": 2}], ids=str)
+@pytest.mark.parametrize(
+    "parallel", [{"tensor": 2}, pytest.param({"tensor": 2, "pipeline": 2}, marks=pytest.mark.slow)], ids=str
+)
 def test_scores_are_those_of_hf_on_the_export(
     parallel: dict[str, int], expected: dict[str, Any], plain: Path, tasks: Path, tmp_path: Path
 ) -> None:
@@ -93,44 +95,36 @@ def test_scores_are_those_of_hf_on_the_export(
 
 
 def test_a_stopped_evaluation_goes_on(runs: dict[str, Path], tasks: Path, tmp_path: Path) -> None:
-    out, layout = tmp_path / "out", ranks.layout_of(tensor=2)
-    settings = harness_tasks.settings_of(tasks, out, ["tiny_choice"])
-    ranks.run(harness_tasks.evaluate, layout, runs["llama"], settings, timeout_seconds=200)
-    kept, before = out / "progress.jsonl", (out / "samples_tiny_choice.jsonl").read_bytes()
-    lines = kept.read_text().splitlines(keepends=True)
-    assert len(lines) > 5
-    # Killed while it wrote a line; another number in the second line shows that it is not computed again.
-    content = json.loads(lines[1])
-    first = next(iter(content))
-    content[first] = [-1.0, True]
-    kept.write_text(lines[0] + json.dumps(content) + "\n" + lines[2] + lines[3][:20])
-    ranks.run(harness_tasks.evaluate, layout, runs["llama"], settings, timeout_seconds=200)
-    assert (out / "samples_tiny_choice.jsonl").read_bytes() != before
-    kept.write_text("".join(lines[:3]) + lines[3][:20])
-    ranks.run(harness_tasks.evaluate, layout, runs["llama"], settings, timeout_seconds=200)
-    assert (out / "samples_tiny_choice.jsonl").read_bytes() == before
-    with pytest.raises(
-        ranks.RanksFailed, match=r"progress.jsonl was begun with .*DataError|DataError: .*was begun with"
+    settings = harness_tasks.settings_of(tasks, tmp_path / "out", ["tiny_choice"])
+    for first, second, kept_first, kept_second in ranks.run(
+        harness_tasks.stopped_and_continued, ranks.layout_of(tensor=2), runs["llama"], settings, timeout_seconds=200
     ):
-        ranks.run(harness_tasks.evaluate, ranks.layout_of(), runs["rotary"], settings, timeout_seconds=200)
+        assert "-1.25" not in first
+        assert "-1.25" in second, "the changed line was not read"
+        differing = [key for key, value in kept_first.items() if kept_second[key] != value]
+        assert kept_first.keys() == kept_second.keys()
+        assert [kept_second[key] for key in differing] == [[-1.25, True]]
 
 
-@pytest.mark.parametrize(
-    ("task", "more", "message"),
-    [
+def test_what_cannot_be_evaluated(runs: dict[str, Path], tasks: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "progress.jsonl").write_text('{"model": "another"}\n')
+    cases = [
         ("tiny_nothing", {}, "lm-evaluation-harness has no task tiny_nothing"),
         ("tiny_remote", {}, "Task data are read from local files unless a download is allowed"),
         ("tiny_sampled", {}, "A task samples: "),
         ("tiny_long", {}, "generates up to 256 tokens; the model takes 32 with the prompt"),
         ("tiny_choice", {"language": "xx"}, "The language xx is unknown"),
-    ],
-)
-def test_what_cannot_be_evaluated(
-    task: str, more: dict[str, Any], message: str, runs: dict[str, Path], tasks: Path, tmp_path: Path
-) -> None:
-    settings = harness_tasks.settings_of(tasks, tmp_path / "out", [task], **more)
-    with pytest.raises(ranks.RanksFailed, match=message):
-        ranks.run(harness_tasks.evaluate, ranks.layout_of(), runs["learned"], settings, timeout_seconds=200)
+        ("tiny_choice", {"out": str(begun)}, "was begun with {'model': 'another'}, this is"),
+    ]
+    settings = [
+        {**harness_tasks.settings_of(tasks, tmp_path / str(n), [task]), **more}
+        for n, (task, more, _) in enumerate(cases)
+    ]
+    (told,) = ranks.run(harness_tasks.refusals, ranks.layout_of(), runs["learned"], settings, timeout_seconds=200)
+    for text, (_, _, message) in zip(told, cases, strict=True):
+        assert message in text
 
 
 def test_the_layout_is_the_runs_without_replicas(runs: dict[str, Path]) -> None:
