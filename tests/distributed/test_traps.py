@@ -171,6 +171,7 @@ def fail_on_rank_one(layout: Layout) -> None:
     import torch.distributed as dist
 
     print(f"rank {ranks_own_number()} speaks")
+    dist.barrier()  # so that rank 0 has spoken when rank 1 fails
     if ranks_own_number() == 1:
         raise ValueError("rank one does not want to")
     dist.barrier()

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -102,6 +103,29 @@ def _runs(process: int) -> bool:
         return False
 
 
+def _processes(base: Path) -> list[int]:
+    """Running processes that have the configuration of the cluster in their environment."""
+    mark = f"SLURM_CONF={base}/slurm.conf".encode()
+    found = []
+    for path in Path("/proc").iterdir():
+        with suppress(OSError):
+            other = path.name.isdigit() and int(path.name) != os.getpid()
+            if other and mark in (path / "environ").read_bytes().split(b"\0") and _runs(int(path.name)):
+                found.append(int(path.name))
+    return found
+
+
+def _end(base: Path) -> None:
+    """End all processes of a cluster and remove its files."""
+    deadline = time.monotonic() + 10
+    while (left := _processes(base)) and time.monotonic() < deadline:
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)
+    shutil.rmtree(base, ignore_errors=True)
+
+
 class MiniSlurm:
     """A running cluster; `stop` ends all daemons and whatever they started.
 
@@ -112,6 +136,7 @@ class MiniSlurm:
 
     def __init__(self, num_nodes: int = 4, max_array_size: int = 1001) -> None:
         self.num_nodes = num_nodes
+        self._guard: subprocess.Popen[bytes] | None = None
         # Sockets' paths may have 107 characters: pytest's own folders are too deep.
         self.base = Path(tempfile.mkdtemp(prefix="mini-slurm-"))
         self.base.chmod(0o755)
@@ -154,6 +179,10 @@ class MiniSlurm:
 
     def start(self) -> MiniSlurm:
         """Start all daemons and wait until every node is idle."""
+        # Ends them when this process is killed: its end of the pipe closes.
+        self._guard = subprocess.Popen(
+            [sys.executable, __file__, str(self.base)], stdin=subprocess.PIPE, start_new_session=True
+        )
         munge = self.base / "munge"
         self._daemon(
             "munged", "--force", f"--key-file={munge}/key", f"--socket={munge}/socket", f"--pid-file={self.base}/run/munged.pid",
@@ -224,15 +253,8 @@ class MiniSlurm:
             path.unlink(missing_ok=True)
 
     def processes(self) -> list[int]:
-        """All processes of this cluster, found by its configuration in their environment."""
-        mark = f"SLURM_CONF={self.base}/slurm.conf".encode()
-        found = []
-        for path in Path("/proc").iterdir():
-            with suppress(OSError):
-                other = path.name.isdigit() and int(path.name) != os.getpid()
-                if other and mark in (path / "environ").read_bytes().split(b"\0"):
-                    found.append(int(path.name))
-        return found
+        """All processes of this cluster."""
+        return _processes(self.base)
 
     def stop(self) -> None:
         """End all jobs, all daemons and what is left of them; remove the files."""
@@ -240,13 +262,9 @@ class MiniSlurm:
             self.call("scancel", "--user", getpass.getuser(), check=False, timeout_seconds=10)
         for name in ("slurmctld", *(f"slurmd.n{number}" for number in range(1, self.num_nodes + 1)), "munged"):
             self._kill(name)
-        deadline = time.monotonic() + 10
-        while (left := self.processes()) and time.monotonic() < deadline:
-            for process in left:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            time.sleep(0.1)
-        shutil.rmtree(self.base, ignore_errors=True)
+        _end(self.base)
+        if self._guard is not None:
+            self._guard.communicate(timeout=30)
 
     # --- commands
 
@@ -321,3 +339,8 @@ class MiniSlurm:
         with suppress(Exception):
             text += self.call("squeue", check=False, timeout_seconds=5)
         return "\n".join(text.splitlines()[-30:])
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    _end(Path(sys.argv[1]))
