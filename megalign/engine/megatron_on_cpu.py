@@ -7,6 +7,7 @@ file below `megatron.core` is compiled with that spelling changed:
     'torch.cuda.FloatTensor'    -> 'torch.FloatTensor'   the optimizer's checks of param.type()
     torch.cuda.<name>           -> _cuda.<name>          torch.cpu, and the few names that it lacks
     <tensor>.cuda(...)          -> <tensor>.cpu()
+    torch.distributed.all_reduce -> _all_reduce          does nothing in a group of one (host_kernels)
     pin_memory=True             -> pin_memory=False      there is no device to copy to, and torch refuses
 
 torch itself is left alone, nothing is added per call, and line numbers in tracebacks stay right. Patching torch instead
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from megalign.engine import host_kernels
 
 PACKAGE = "megatron.core"
 
@@ -64,6 +67,8 @@ class _Respell(ast.NodeTransformer):
         self.generic_visit(node)
         if node.attr == "cuda" and isinstance(node.value, ast.Name) and node.value.id == "torch":
             return ast.copy_location(ast.Name("_cuda", ast.Load()), node)
+        if node.attr == "all_reduce" and ast.unparse(node.value) == "torch.distributed":
+            return ast.copy_location(ast.Name("_all_reduce", ast.Load()), node)
         return node
 
     def visit_keyword(self, node: ast.keyword) -> ast.AST:
@@ -109,6 +114,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: types.ModuleType) -> None:
         module._cuda = _stand_in  # type: ignore[attr-defined]
         super().exec_module(module)
+        host_kernels.install(module)
         if module.__name__ == f"{PACKAGE}.tensor_parallel.random":
             # These two reach into torch._C; on the host one generator plays both roles.
             module._get_cuda_rng_state = lambda device=None, clone=False, graph_safe=False: torch.get_rng_state()  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from megalign.engine import groups
@@ -17,9 +18,19 @@ class SwitchTotals:
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
+        self._own = dict(samples.counts_by_language)
         self._before = {language: SwitchCounts() for language in samples.counts_by_language}
         # Checkpoints of older versions know the sum over languages alone.
         self._unknown_before = SwitchCounts()
+
+    def counted(self) -> Callable[[], None]:
+        """What takes over the counts as they stand now, when the step they belong to is taken."""
+        seen = dict(self.samples.counts_by_language)
+
+        def take() -> None:
+            self._own = seen
+
+        return take
 
     def metrics(self) -> dict[str, Any]:
         """Share of the words that were switched, in all and by language of the source; a collective."""
@@ -51,7 +62,7 @@ class SwitchTotals:
         self._unknown_before = SwitchCounts(*(a - b for a, b in zip(whole, listed.to_list(), strict=True)))
 
     def _totals(self) -> dict[str, SwitchCounts]:
-        own = self.samples.counts_by_language
+        own = self._own
         summed = groups.sum_counts([number for counts in own.values() for number in counts.to_list()])
         return {
             language: self._before[language] + SwitchCounts(*summed[3 * place : 3 * place + 3])

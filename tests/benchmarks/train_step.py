@@ -1,9 +1,9 @@
-"""The training step against an equivalent plain PyTorch model: same shapes, same optimizer, fused attention, one run.
+"""The training step against its peers: a plain PyTorch model and transformers' Trainer; same shapes, batches, AdamW.
 
-    python tests/benchmarks/train_step.py [--shape tiny|12x512] [--pairs 5]
+    python tests/benchmarks/train_step.py [--shape tiny|12x512] [--rounds 7] [--dtype float32|bfloat16] [--no-trainer]
 
-Both take the same batches. Pairs are interleaved and the median of the ratios is printed, so that a busy machine slows
-both. CPU seconds are printed beside wall seconds.
+Rounds interleave the arms, and the median of the rounds' ratios is printed, so that a busy machine slows all. CPU seconds
+are printed beside wall seconds. `--dtype` is the engine's; the peers compute in float32, as they do by default.
 """
 
 from __future__ import annotations
@@ -101,7 +101,55 @@ def plain_step(s: Shape) -> Callable[[np.ndarray, int], float]:
     return step
 
 
-def engine_step(s: Shape) -> Callable[[np.ndarray, int], float]:
+def trainer_round(s: Shape) -> Callable[[list[np.ndarray]], tuple[float, float]]:
+    """transformers' Trainer as it comes, on a GPT-NeoX model of the same layers (rotary, sequential residual, tied)."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=s.vocab,
+            hidden_size=s.hidden,
+            num_hidden_layers=s.layers,
+            num_attention_heads=s.heads,
+            intermediate_size=4 * s.hidden,
+            max_position_embeddings=s.sequence,
+            rotary_pct=1.0,
+            use_parallel_residual=False,
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+        )
+    )
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """The time from the end of the first step to the end of the last."""
+
+        marks: list[tuple[float, float]]
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            self.marks.append((time.perf_counter(), time.process_time()))
+
+    def measure(windows: list[np.ndarray]) -> tuple[float, float]:
+        rows = [row for window in [windows[0], *windows] for row in window[:, :-1]]
+        data = [{"input_ids": torch.from_numpy(row), "labels": torch.from_numpy(row)} for row in rows]
+        clock = Clock()
+        clock.marks = []
+        with tempfile.TemporaryDirectory() as folder:
+            settings = TrainingArguments(
+                folder, per_device_train_batch_size=s.batch, max_steps=len(windows) + 1, learning_rate=1e-3,
+                weight_decay=0.1, adam_beta2=0.95, lr_scheduler_type="constant", save_strategy="no", report_to=[],
+                logging_strategy="no", disable_tqdm=True, use_cpu=True,
+            )  # fmt: skip
+            Trainer(model, settings, train_dataset=data, callbacks=[clock]).train()
+        (wall, cpu), (last_wall, last_cpu) = clock.marks[0], clock.marks[-1]
+        return last_wall - wall, last_cpu - cpu
+
+    return measure
+
+
+def engine_step(s: Shape, dtype: str) -> Callable[[np.ndarray, int], float]:
     """One step of the engine."""
     from megalign.config import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig
     from megalign.config.layout import Layout
@@ -121,7 +169,7 @@ def engine_step(s: Shape) -> Callable[[np.ndarray, int], float]:
     engine = Engine(
         model,
         layout,
-        PrecisionConfig(),
+        PrecisionConfig(dtype=dtype),
         vocab_size=s.vocab,
         seed=0,
         optimizer=OptimizerConfig(lr=1e-3, decay="constant"),
@@ -135,37 +183,52 @@ def engine_step(s: Shape) -> Callable[[np.ndarray, int], float]:
     return step
 
 
+def round_of(step: Callable[[np.ndarray, int], float]) -> Callable[[list[np.ndarray]], tuple[float, float]]:
+    """Wall and CPU seconds of a step for each window."""
+    taken = 0
+
+    def measure(windows: list[np.ndarray]) -> tuple[float, float]:
+        nonlocal taken
+        wall, cpu = time.perf_counter(), time.process_time()
+        for window in windows:
+            taken += 1
+            assert math.isfinite(step(window, taken))
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    return measure
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--no-trainer", action="store_true", help="leave transformers' Trainer out")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     s = SHAPES[arguments.shape]
     rng = np.random.default_rng(0)
     windows = [rng.integers(0, s.vocab, (s.batch, s.sequence + 1)) for _ in range(s.steps)]
-    arms = {"megalign (Megatron-Core)": engine_step(s), "plain PyTorch": plain_step(s)}
-    numbers = dict.fromkeys(arms, 1)
+    ours = "megalign (Megatron-Core)"
+    arms = {ours: round_of(engine_step(s, arguments.dtype)), "plain PyTorch": round_of(plain_step(s))}
+    if not arguments.no_trainer:
+        arms["transformers Trainer"] = trainer_round(s)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
-    for _ in range(arguments.pairs + 1):  # the first pair warms up
-        for name, step in arms.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            for window in windows:
-                loss = step(window, numbers[name])
-                numbers[name] += 1
-            assert math.isfinite(loss)
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    for _ in range(arguments.rounds + 1):  # the first warms up
+        for name, measure in arms.items():
+            seconds[name].append(measure(windows))
     tokens = s.batch * s.sequence * s.steps
-    print(f"{arguments.shape}: {s}, float32, {torch.get_num_threads()} thread")
+    print(f"{arguments.shape}: {s}, {arguments.dtype}, {torch.get_num_threads()} thread")
     print("| | tokens/s (median) | tokens per CPU second |\n|---|---|---|")
     for name, pairs in seconds.items():
         wall, cpu = (statistics.median(pair[kind] for pair in pairs[1:]) for kind in (0, 1))
         print(f"| {name} | {tokens / wall:,.0f} | {tokens / cpu:,.0f} |")
-    ours, theirs = (seconds[name][1:] for name in arms)
-    for kind, label in ((0, "wall"), (1, "CPU")):
-        ratio = statistics.median(b[kind] / a[kind] for a, b in zip(ours, theirs, strict=True))
-        print(f"megalign / plain PyTorch, tokens per {label} second, median of {len(ours)} pairs: {ratio:.3f}")
+    for name in list(arms)[1:]:
+        for kind, label in ((0, "wall"), (1, "CPU")):
+            pairs = zip(seconds[ours][1:], seconds[name][1:], strict=True)
+            ratio = statistics.median(theirs[kind] / own[kind] for own, theirs in pairs)
+            print(f"megalign / {name}, tokens per {label} second, median of {arguments.rounds} rounds: {ratio:.3f}")
 
 
 if __name__ == "__main__":
