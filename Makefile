@@ -5,6 +5,9 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Files of tests side by side. Many start processes of their own, so that 2 keep 2 to 8 cores busy.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -26,10 +29,10 @@ demo: $(READY)  ## the main job: four methods compared on English and En-Clone, 
 	$(BIN)/megalign study run examples/enclone/demo.yaml
 
 test: $(READY)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(READY)  ## all tests, the slow ones included
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # Another Megatron-Core: newer ones ask for a newer Python, but what the engine uses of them runs here too.
 MEGATRON_NEXT ?= 0.19.2
@@ -43,7 +46,7 @@ $(NEXT)/.ready: $(READY)
 	rm $(NEXT)/*.whl && touch $@
 
 test-megatron-next: $(NEXT)/.ready  ## the engine's tests on the Megatron-Core that will come
-	PYTHONPATH=$(NEXT) $(BIN)/python -m pytest -m "not slow and not gpu" tests/engine tests/distributed
+	PYTHONPATH=$(NEXT) $(PYTEST) -m "not slow and not gpu" tests/engine tests/distributed
 
 check: $(READY)  ## lint, format, types, forbidden arrows
 	$(BIN)/ruff check .

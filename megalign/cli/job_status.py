@@ -10,6 +10,7 @@ from typing import Any
 
 from megalign.cluster import commands
 from megalign.cluster.commands import QueuedJob
+from megalign.cluster.plan import SlurmStep
 from megalign.cluster.records import Record, records_of
 from megalign.cluster.submit import STATE, SubmittedJob, cancelled_marker, last_jobs, submissions
 from megalign.config import load_study
@@ -18,6 +19,7 @@ from megalign.files import read_json
 from megalign.study.expand import StudyFolder
 from megalign.study.graph import marker_of, steps_of
 from megalign.study.progress import last_metrics
+from megalign.study.slurm_steps import study_steps
 
 _REASON_LINES = 6
 
@@ -89,10 +91,12 @@ def _places(folder: Path) -> tuple[str, list[_Place]]:
     """("study" or "run", the steps)."""
     if (folder / "study.yaml").exists():
         files = StudyFolder(folder)
-        steps = steps_of(load_study(files.config), files)
+        study = load_study(files.config)
+        if (folder / STATE).exists():
+            return "study", [_submitted(step) for step in study_steps(study, files)]
         places = [
             _Place(step.name, files.run(*step.run) if step.run else None, Path(marker_of(files, step)))
-            for step in steps
+            for step in steps_of(study, files)
         ]
         return "study", [*places, _Place("report", None, None)]
     if (folder / "config.yaml").exists() or (folder / STATE).exists():
@@ -102,6 +106,11 @@ def _places(folder: Path) -> tuple[str, list[_Place]]:
         f"It has no study.yaml, config.yaml or {STATE}.",
         "Give the folder that `megalign submit`, `train` or `study run` named.",
     )
+
+
+def _submitted(step: SlurmStep) -> _Place:
+    marker = step.implied_by if step.implied_by and step.implied_by.exists() else step.marker
+    return _Place(step.name, step.output if step.chained else None, marker)
 
 
 def status_of(folder: Path) -> WorkStatus:

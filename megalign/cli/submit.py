@@ -12,44 +12,6 @@ import yaml
 
 if TYPE_CHECKING:
     from megalign.cluster.plan import SlurmStep
-    from megalign.config import RunConfig, StudyConfig
-    from megalign.study.expand import StudyFolder
-
-_WORKER = "megalign.study.worker"
-
-
-def study_steps(study: StudyConfig, folder: StudyFolder) -> list[SlurmStep]:
-    """The study's graph, and the report of whatever has scores at its end."""
-    from megalign.cluster.plan import SlurmStep
-    from megalign.study.graph import marker_of, steps_of
-
-    steps = []
-    for step in steps_of(study, folder):
-        steps.append(
-            SlurmStep(
-                step.name,
-                [_WORKER, *step.arguments],
-                folder.run(*step.run) if step.run else folder.path,
-                processes=step.processes,
-                needs=step.needs,
-                marker=Path(marker_of(folder, step)),
-                trains=step.run is not None,
-                kind=f"runs-seed{step.run[1]}" if step.run else "data",
-            )
-        )
-    report = ["megalign.cli", "study", "report", str(folder.path)]
-    return [*steps, SlurmStep("report", report, folder.path, follows=[step.name for step in steps])]
-
-
-def run_steps(run: RunConfig, folder: Path) -> list[SlurmStep]:
-    """One step: training. Its settings stand in FOLDER/slurm/run.yaml."""
-    from megalign.cluster.plan import SlurmStep
-    from megalign.config.layout import Layout
-
-    layout = Layout(run.parallel)
-    layout.check(run.model)
-    arguments = [_WORKER, "train", str(folder / "slurm" / "run.yaml")]
-    return [SlurmStep("train", arguments, folder, processes=layout.world_size, trains=True)]
 
 
 def submit(
@@ -73,7 +35,7 @@ def submit(
         bool, typer.Option("--requeue", help="A job that was stopped, or lost a node, is queued again and continues.")
     ] = False,
 ) -> None:
-    """Submit a run as one job, or a study as its graph: data, then the runs as arrays, then the report.
+    """Submit a run as one job, or a study as its graph: data, training, scores (arrays all), and the report.
 
     The scripts stand in FOLDER/slurm, the job ids in FOLDER/slurm.json. Before the time limit, and on SIGTERM, a job saves
     and is continued with --requeue or --chain. It is given up after profile.max_stalls restarts without a new checkpoint.
@@ -102,7 +64,7 @@ def submit(
     planned = jobs.plan(work.steps, submission)
     if dry_run:
         for job, link in planned:
-            waits = [*job.steps[0].needs, *job.steps[0].follows]
+            waits = job.waits_for
             print(f"# ===== {jobs.script_name(job, link)}" + (f", after {', '.join(waits)}" if waits else ""))
             print(render(job, submission, link))
             if job.is_array:
@@ -132,6 +94,7 @@ def _work(config: Path, overrides: list[str], out: Path) -> _Work:
     from megalign.files import write_text
     from megalign.study.expand import StudyFolder, folder_for
     from megalign.study.runner import begin
+    from megalign.study.slurm_steps import run_steps, study_steps
 
     if "methods" in read_yaml(config):
         study = load_study(config, overrides)

@@ -24,8 +24,11 @@ class SlurmStep:
         processes: tasks of srun.
         needs: names of the steps that must have ended well before.
         follows: names of the steps that must have ended, well or not.
+        continues: the one step that must have ended well before, where each step of an array has its own.
         marker: file whose presence says that the step is done; None: always done anew.
-        trains: whether it takes the resources of training, and may be chained.
+        implied_by: another such file, of a step that does more.
+        trains: whether it takes the resources of training.
+        chained: whether several jobs one after another may continue it.
         kind: steps of one kind with the same needs and processes become one array.
     """
 
@@ -35,8 +38,11 @@ class SlurmStep:
     processes: int = 1
     needs: Sequence[str] = ()
     follows: Sequence[str] = ()
+    continues: str | None = None
     marker: Path | None = None
+    implied_by: Path | None = None
     trains: bool = False
+    chained: bool = False
     kind: str = ""
 
     def __post_init__(self) -> None:
@@ -45,6 +51,11 @@ class SlurmStep:
         for text in (*self.arguments, str(self.output), str(self.marker)):
             if re.search(r"[\x00-\x1f\x7f]", text):
                 raise ConfigError(f"{text!r} holds a control character.", "Job scripts cannot carry it.")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a marker says so."""
+        return any(path is not None and path.exists() for path in (self.marker, self.implied_by))
 
     def fields(self) -> list[str]:
         """What the job script is told: name, folder, marker or '-', module and arguments."""
@@ -75,6 +86,17 @@ class SlurmJob:
     def trains(self) -> bool:
         """Whether it takes the resources of training."""
         return self.steps[0].trains
+
+    @property
+    def chained(self) -> bool:
+        """Whether several jobs one after another may continue it."""
+        return self.steps[0].chained
+
+    @property
+    def waits_for(self) -> list[str]:
+        """Names of the steps before it."""
+        own = [step.continues for step in self.steps if step.continues]
+        return [*self.steps[0].needs, *self.steps[0].follows, *own]
 
 
 def shape(processes: int, tasks_per_node: int) -> tuple[int, int]:
@@ -107,8 +129,13 @@ def jobs_of(steps: Sequence[SlurmStep], profile: SiteProfile) -> list[SlurmJob]:
         ConfigError: a step's processes do not fit the site's nodes.
     """
     groups: dict[tuple[object, ...], list[SlurmStep]] = {}
+    names = {step.name for step in steps}
     for step in steps:
-        same = (step.kind or step.name, tuple(step.needs), tuple(step.follows), step.processes, step.trains)
+        # What each continues is either among these steps, or done: an array's tasks correspond to those of another array.
+        same = (
+            step.kind or step.name, tuple(step.needs), tuple(step.follows), step.processes, step.trains,
+            step.continues in names,
+        )  # fmt: skip
         groups.setdefault(same, []).append(step)
     jobs = []
     used: set[str] = set()

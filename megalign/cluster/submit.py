@@ -81,9 +81,9 @@ def plan(steps: Sequence[SlurmStep], submission: Submission) -> list[tuple[Slurm
     """
     check_folder(submission.folder)
     check_folder(submission.directory)
-    waiting = [step for step in steps if step.marker is None or not step.marker.exists()]
+    waiting = [step for step in steps if not step.is_done]
     jobs = jobs_of(waiting, submission.profile)
-    return [(job, link) for job in jobs for link in range(1, (submission.chain if job.trains else 1) + 1)]
+    return [(job, link) for job in jobs for link in range(1, (submission.chain if job.chained else 1) + 1)]
 
 
 def script_name(job: SlurmJob, link: int) -> str:
@@ -162,16 +162,30 @@ def _note(submission: Submission, jobs: list[SubmittedJob]) -> None:
 
 
 def dependency_options(job: SlurmJob, link: int, submitted: Sequence[SubmittedJob]) -> list[str]:
-    """What the job waits for, among the jobs submitted before it."""
+    """What the job waits for, among the jobs submitted before it; a step that is in none of them was done before."""
     conditions: list[str] = []
     if link > 1:
         before = next(known for known in submitted if known.name == job.name and known.link == link - 1)
         conditions.append(f"afterany:{before.number}")
     for names, condition in ((job.steps[0].needs, "afterok"), (job.steps[0].follows, "afterany")):
-        numbers = []
-        for name in names:
-            last = [known for known in submitted if name in known.steps]
-            if last:  # done before, otherwise
-                numbers.append(last[-1].number_of(name))
+        numbers = _last(names, submitted)
         conditions += [f"{condition}:{':'.join(numbers)}"] if numbers else []
+    continued = [step.continues for step in job.steps]
+    arrays = [known for known in submitted if known.is_array and known.steps == continued]
+    if arrays and job.is_array:
+        conditions.append(f"aftercorr:{arrays[-1].number}")
+    elif numbers := _last([name for name in continued if name], submitted):
+        conditions.append(f"afterok:{':'.join(numbers)}")
     return [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"] if conditions else []
+
+
+def _last(steps: Sequence[str], submitted: Sequence[SubmittedJob]) -> list[str]:
+    """Ids of the last jobs that do these steps, an array's own id where all its tasks do; none for steps done before."""
+    wanted = set(steps)
+    numbers = []
+    last = {step: known for known in submitted for step in known.steps}
+    for job in dict.fromkeys(last[step].number for step in steps if step in last):
+        known = next(one for one in submitted if one.number == job)
+        own = [step for step in known.steps if step in wanted and last[step] is known]
+        numbers += [job] if len(own) == len(known.steps) else [known.number_of(step) for step in own]
+    return numbers

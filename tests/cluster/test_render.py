@@ -31,7 +31,12 @@ def site(**changes: Any) -> SiteProfile:
 
 
 def step(name: str = "train", **more: Any) -> SlurmStep:
-    return SlurmStep(name, ["megalign.study.worker", "train", "a b.yaml"], Path("/runs/x"), **{"trains": True, **more})
+    return SlurmStep(
+        name,
+        ["megalign.study.worker", "train", "a b.yaml"],
+        Path("/runs/x"),
+        **{"trains": True, "chained": True, **more},
+    )
 
 
 def test_time_limits_are_read_as_slurm_reads_them() -> None:
@@ -167,9 +172,37 @@ def test_dependencies_name_tasks_of_arrays_and_the_last_of_a_chain() -> None:
 def test_what_is_done_is_not_planned_and_only_training_is_chained(tmp_path: Path) -> None:
     marker = tmp_path / "done.json"
     marker.touch()
-    steps = [step("a", marker=marker), step("b"), step("c", trains=False)]
+    steps = [step("a", marker=marker), step("b"), step("c", chained=False), step("d", implied_by=marker)]
     planned = plan(steps, Submission(tmp_path, tmp_path, site(), chain=2))
     assert [(job.name, link) for job, link in planned] == [("b", 1), ("b", 2), ("c", 1)]
+
+
+def test_scores_wait_for_the_training_of_their_own_run(tmp_path: Path) -> None:
+    """Task k of one array for task k of the other, within the limit of arrays and where some training is done."""
+    marker = tmp_path / "done.json"
+    marker.touch()
+    train = [step(f"train-{n}", kind="train", marker=marker if n == 1 else None) for n in range(6)]
+    score = [step(f"run-{n}", kind="evaluate", chained=False, continues=f"train-{n}") for n in range(6)]
+    jobs = [job for job, _ in plan([*train, *score], Submission(tmp_path, tmp_path, site(max_array_size=3)))]
+    assert [(job.name, [s.name for s in job.steps]) for job in jobs] == [
+        ("train.1", ["train-0", "train-2", "train-3"]),
+        ("train.2", ["train-4", "train-5"]),
+        ("evaluate.1", ["run-0", "run-2", "run-3"]),
+        ("evaluate.2", ["run-4", "run-5"]),
+        ("run-1", ["run-1"]),
+    ]
+    submitted = [
+        SubmittedJob(job.name, str(10 + n), 1, job.is_array, [s.name for s in job.steps]) for n, job in enumerate(jobs)
+    ]
+    assert [dependency_options(job, 1, submitted[:2])[:1] for job in jobs[2:]] == [
+        ["--dependency=aftercorr:10"],
+        ["--dependency=aftercorr:11"],
+        [],
+    ]
+    (one,) = jobs_of([score[5]], site())
+    assert dependency_options(one, 1, submitted[:2])[:1] == ["--dependency=afterok:11_1"]
+    (report,) = jobs_of([step("report", follows=[f"run-{n}" for n in (0, 2, 3, 4)])], site())
+    assert dependency_options(report, 1, submitted)[:1] == ["--dependency=afterany:12:13_0"]
 
 
 @pytest.mark.parametrize("name", ["a%b", 'a"b', "a$b", "a:b"])

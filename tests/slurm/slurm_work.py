@@ -46,7 +46,7 @@ def write_site(path: Path, **changes: Any) -> Path:
 def probe(folder: Path, name: str, behaviour: str, **more: Any) -> SlurmStep:
     """A step that runs slurm_probe."""
     output = folder / name
-    return SlurmStep(name, ["slurm_probe", behaviour, str(output)], output, **{"trains": True, **more})
+    return SlurmStep(name, ["slurm_probe", behaviour, str(output)], output, **{"trains": True, "chained": True, **more})
 
 
 def submit_steps(folder: Path, *steps: SlurmStep, profile: SiteProfile | None = None, **how: Any) -> list[SubmittedJob]:
