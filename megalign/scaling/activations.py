@@ -2,7 +2,8 @@
 
 The tensors are those that Megatron-Core's layers with the engine's local specification save: its tensor-parallel linear
 layers, torch's fused attention, torch's norms. TransformerEngine's layers, which the engine takes on a GPU that has them,
-save about the same, and FP8 copies of matrices and inputs besides, which are not counted.
+save about the same. In FP8 they save the inputs of their linear layers in 8 bits instead (TransformerEngine's
+`save_original_input` is off by default); what attention itself saves stays in the model's dtype.
 """
 
 from __future__ import annotations
@@ -104,24 +105,35 @@ class Activations:
             return 0
         return self.num_tokens * self.model.padded_vocab_size(self.vocab_size) // self.layout.parallel.tensor
 
-    def norm(self, name: str) -> list[Kept]:
+    def linear_input(self, name: str, tokens: int, width: int, fp8: bool) -> list[Kept]:
+        """What a linear layer keeps of its input: [tokens, width] in the model's dtype or in 8 bits with their scales."""
+        if not fp8:
+            return [Kept(name, (tokens, width), self.element_bytes)]
+        kept = [Kept(f"{name}.fp8", (tokens, width), 1)]
+        if self.precision.fp8 == "mxfp8":  # a scale of 8 bits for 32 numbers
+            kept.append(Kept(f"{name}.scales", (tokens, width // 32), 1))
+        elif self.precision.fp8 == "blockwise":  # float32 for 128 numbers
+            kept.append(Kept(f"{name}.scales", (tokens, -(-width // 128)), 4))
+        return kept
+
+    def norm(self, name: str, *, fp8: bool = False) -> list[Kept]:
         """What a norm and the linear layer behind it keep."""
         tokens, width = self.num_residual_tokens, self.model.hidden_size
-        output = Kept(f"{name}.output", (tokens, width), self.element_bytes)
+        output = self.linear_input(f"{name}.output", tokens, width, fp8)
         if self.model.normalization == "LayerNorm":
             return [
                 Kept(f"{name}.input", (tokens, width), self.element_bytes),
                 Kept(f"{name}.mean_rstd", (tokens, 2), 4),
-                output,
+                *output,
             ]
         if self.hardware == "gpu":
             fused = Kept(f"{name}.input", (tokens, width), self.element_bytes)
-            return [fused, Kept(f"{name}.rstd", (tokens,), 4), output]
+            return [fused, Kept(f"{name}.rstd", (tokens,), 4), *output]
         # Composed of float32 operations: the input (a copy in bfloat16) and the normalised input.
         composed = [Kept(f"{name}.input", (tokens, width), 4), Kept(f"{name}.normalised", (tokens, width), 4)]
-        return [*composed, Kept(f"{name}.rstd", (tokens,), 4), output]
+        return [*composed, Kept(f"{name}.rstd", (tokens,), 4), *output]
 
-    def attention(self) -> list[Kept]:
+    def attention(self, *, fp8: bool = False) -> list[Kept]:
         """Between the query-key-value projection and the output projection."""
         model, tensor = self.model, self.layout.parallel.tensor
         heads, width = model.num_attention_heads // tensor, model.hidden_size // tensor
@@ -129,7 +141,10 @@ class Activations:
         size, tokens, rotary = self.element_bytes, self.num_tokens, model.position_embedding == "rotary"
         recomputed = self.layout.parallel.recompute == "selective"
         gathers = self.layout.parallel.context > 1 and not self.micro_batch.num_words and not recomputed
-        kept = [Kept("attention.context", (tokens, width), size)]
+        # One tensor, which both the attention and the output projection keep; in FP8 they keep one each.
+        kept = [] if fp8 and recomputed else [Kept("attention.context", (tokens, width), size)]
+        if fp8:
+            kept += self.linear_input("attention.context", tokens, width, fp8)
         if not (gathers and rotary):
             # Where the keys and values are gathered, nothing but unturned queries needs the projection's output.
             kept.append(Kept("attention.qkv", (tokens, qkv_width(model) // tensor), size))
@@ -167,15 +182,16 @@ class Activations:
             kept.append(Kept("attention.masks", (chunk, (parts + 1) * chunk), size))
         return kept
 
-    def feed_forward(self) -> list[Kept]:
+    def feed_forward(self, *, fp8: bool = False) -> list[Kept]:
         """Between the feed-forward layers."""
         width = self.model.ffn_hidden_size // self.layout.parallel.tensor
-        names = ["feed_forward.fc1_output", "feed_forward.activated"]
+        names = ["feed_forward.fc1_output"]
         if self.model.activation == "swiglu":
             names = ["feed_forward.gate", "feed_forward.linear", "feed_forward.silu"]
             # Megatron adds an offset, 0 here, to the linear half, which makes a copy.
-            names += ["feed_forward.linear_offset", "feed_forward.activated"]
-        return [Kept(name, (self.num_tokens, width), self.element_bytes) for name in names]
+            names.append("feed_forward.linear_offset")
+        kept = [Kept(name, (self.num_tokens, width), self.element_bytes) for name in names]
+        return [*kept, *self.linear_input("feed_forward.activated", self.num_tokens, width, fp8)]
 
     def dropout(self, num: int) -> list[Kept]:
         """Masks of `num` dropouts on hidden states."""
@@ -184,20 +200,20 @@ class Activations:
         size = 1 if self.hardware == "gpu" else self.element_bytes
         return [Kept("dropout", (self.num_residual_tokens, self.model.hidden_size), size)] * num
 
-    def layer(self) -> list[Kept]:
-        """What one layer keeps where it is not recomputed as a whole."""
+    def layer(self, *, fp8: bool = False) -> list[Kept]:
+        """What one layer keeps where it is not recomputed as a whole; `fp8`: its linear layers compute in FP8."""
         return [
-            *self.norm("input_norm"),
-            *self.attention(),
-            *self.norm("feed_forward_norm"),
-            *self.feed_forward(),
+            *self.norm("input_norm", fp8=fp8),
+            *self.attention(fp8=fp8),
+            *self.norm("feed_forward_norm", fp8=fp8),
+            *self.feed_forward(fp8=fp8),
             *self.dropout(2),
         ]
 
-    def checkpointed_layer(self) -> list[Kept]:
+    def checkpointed_layer(self, *, fp8: bool = False) -> list[Kept]:
         """What one layer keeps between its passes under parallel.recompute."""
         if self.layout.parallel.recompute != "full":
-            return self.layer()
+            return self.layer(fp8=fp8)
         return [Kept("layer.input", (self.num_residual_tokens, self.model.hidden_size), self.element_bytes)]
 
     def words(self) -> list[Kept]:

@@ -27,6 +27,10 @@ class Device(Section):
     peak_flops: dict[str, Amount] = Field(
         default_factory=dict, description="dtype (bfloat16, float32, fp8) -> dense peak, operations a second."
     )
+    reached_shares: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict,
+        description="dtype -> share of that peak that large products reach; unset: as the planner assumes for any device.",
+    )
     link_bytes_per_second: Amount | None = Field(None, description="To devices of the node, one direction.")
     network_bytes_per_second: Amount | None = Field(None, description="To other nodes, one direction.")
     devices_per_node: int | None = Field(None, ge=1, description="In the usual machine.")
@@ -34,6 +38,10 @@ class Device(Section):
     def peak(self, precision: PrecisionConfig) -> float | None:
         """Dense peak in the dtype of the matrix products, operations a second; None: unknown."""
         return self.peak_flops.get("fp8" if precision.fp8 else precision.dtype)
+
+    def reached_share(self, precision: PrecisionConfig) -> float | None:
+        """Share of that peak that large products reach; None: unknown."""
+        return self.reached_shares.get("fp8" if precision.fp8 else precision.dtype)
 
 
 def load_devices(more: Path | None = None) -> dict[str, Device]:

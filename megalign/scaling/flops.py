@@ -74,6 +74,11 @@ def training_flops_per_token(model: ModelConfig, vocab_size: int, *, causal: boo
     return 3 * forward_flops(model, vocab_size, causal=causal).total
 
 
+def word_training_flops_per_token(model: ModelConfig, vocab_size: int, row_width_tokens: int) -> float:
+    """Model FLOPs of training for one token of an injection's words, in rows of that width; words have no logits."""
+    return 3 * forward_flops(model, vocab_size, sequence_length=row_width_tokens).layers
+
+
 def hardware_flops_per_token(
     model: ModelConfig, vocab_size: int, recompute: Literal["none", "selective", "full"], *, causal: bool = False
 ) -> float:

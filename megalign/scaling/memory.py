@@ -14,8 +14,12 @@ temporaries, those that are live together at the candidates for the peak are cou
 - *reduction*: on CPUs, gloo's copy of the gradients that the distributed optimizer reduces and scatters;
 - *start*: the distributed optimizer's copy of the weights into its buffer.
 
+In FP8, TransformerEngine keeps 8-bit copies of the matrices of the layers over all micro-batches of a step, one for each
+direction (Megatron-Core tells it which micro-batch is the first), and 8-bit inputs of the linear layers.
+
 What is not counted: the CUDA context and the communication library's buffers (1 to 2 GB a GPU), fragmentation of the
-caching allocator, workspaces of kernels, FP8 copies, a checkpoint's copy in host memory.
+caching allocator, workspaces of kernels, 8-bit copies of gradients, a checkpoint's copy in host memory. `USABLE_SHARE` of
+a device's memory leaves room for it.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from megalign.scaling.schedule import stage_order
 _PARAMETER_ALIGNMENT = 64
 # ... and the buffer ends at a multiple of this and of the number of ranks that share it.
 _BUFFER_ALIGNMENT = 128
+# Of a device's memory; the rest goes to what the estimate does not count.
+USABLE_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class RankMemory:
         gradients: the buffer they are summed in: float32.
         optimizer: Adam's moments, and a float32 copy of bfloat16 parameters; this rank's part under the distributed
             optimizer.
+        fp8_weights: 8-bit copies of the layers' matrices.
         activations: what all micro-batches on their way keep for the backward pass.
         logits: logits, their loss and its gradient.
         words: of an injection: pooled vectors, keys, similarities.
@@ -60,6 +67,7 @@ class RankMemory:
     weights: int
     gradients: int
     optimizer: int
+    fp8_weights: int = 0
     activations: int = 0
     logits: int = 0
     words: int = 0
@@ -69,8 +77,7 @@ class RankMemory:
     @property
     def parts(self) -> dict[str, int]:
         """The parts in order."""
-        names = ("weights", "gradients", "optimizer", "activations", "logits", "words", "buffers", "temporaries")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in MEMORY_PARTS}
 
     @property
     def total(self) -> int:
@@ -78,12 +85,19 @@ class RankMemory:
         return sum(self.parts.values())
 
 
+MEMORY_PARTS = (
+    *("weights", "gradients", "optimizer", "fp8_weights"),
+    *("activations", "logits", "words", "buffers", "temporaries"),
+)
+
+
 @dataclass(frozen=True)
 class _Chunk:
-    """A model chunk of the stage."""
+    """A model chunk of the stage; `num_fp8_layers` of its layers compute in FP8."""
 
     number: int
     num_layers: int
+    num_fp8_layers: int
     is_last: bool
 
     @property
@@ -110,14 +124,21 @@ class StageMemory:
     hardware: Hardware = "gpu"
 
     @cached_property
-    def tensors(self) -> list[ParameterTensor]:
+    def tensors(self) -> Sequence[ParameterTensor]:
         """Parameters of a rank."""
         return stage_tensors(self.model, self.vocab_size, self.layout, self.stage)
 
     @cached_property
     def _chunks(self) -> list[_Chunk]:
-        last = self.layout.parallel.pipeline * self.layout.num_chunks - 1
-        return [_Chunk(n, layers, n == last) for n, layers in stage_chunks(self.model, self.layout, self.stage)]
+        counts = self.layout.layers_of_chunks(self.model.num_layers)
+        fp8 = fp8_layers(self.model, self.precision)
+
+        def chunk(number: int, num_layers: int) -> _Chunk:
+            first = sum(counts[:number])
+            num_fp8 = len(range(max(first, fp8.start), min(first + num_layers, fp8.stop)))
+            return _Chunk(number, num_layers, num_fp8, number == len(counts) - 1)
+
+        return [chunk(*found) for found in stage_chunks(self.model, self.layout, self.stage)]
 
     @property
     def _element_bytes(self) -> int:
@@ -132,7 +153,7 @@ class StageMemory:
         sharing = self.layout.parallel.data * self.layout.parallel.context
         buffer, own = num, num
         if self.layout.parallel.distributed_optimizer:
-            buffer = _buffer_numel(self.tensors, sharing)
+            buffer = buffer_numel(self.tensors, sharing)
             own = min(num, -(-buffer // sharing))
         return RankMemory(
             stage=self.stage,
@@ -140,7 +161,14 @@ class StageMemory:
             weights=(buffer if self.layout.parallel.distributed_optimizer else num) * self._element_bytes,
             gradients=buffer * 4,
             optimizer=own * state_bytes,
+            fp8_weights=self._fp8_weights if self.precision.fp8 else 0,
         )
+
+    @property
+    def _fp8_weights(self) -> int:
+        layers = fp8_layers(self.model, self.precision)
+        matrices = (t for t in self.tensors if len(t.shape) == 2 and t.layer in layers)
+        return sum(_fp8_copies(t.numel, self.precision) for t in matrices)
 
     def peak(self, micro_batches: Sequence[MicroBatch]) -> RankMemory:
         """The most that is needed in a step.
@@ -159,30 +187,39 @@ class StageMemory:
                 yield replace(self.static, moment="reduction", temporaries=self.static.gradients)
 
     def _during(self, micro_batches: Sequence[MicroBatch]) -> Iterator[RankMemory]:
-        shapes = {batch: [_Pass(self, chunk, batch) for chunk in self._chunks] for batch in set(micro_batches)}
+        shapes = {batch: self._passes(batch) for batch in set(micro_batches)}
         buffers = max(self._buffers(batch) for batch in shapes)
-        held: dict[tuple[int, int], _Pass] = {}
-        seen = set()
+        kept = words = 0  # of all micro-batches that are between their forward and backward passes
+        most: dict[tuple[str, _Pass], tuple[int, int]] = {}
         for work in stage_order(self.layout, self.stage, len(micro_batches)):
             own = shapes[micro_batches[work.micro_batch]][work.chunk]
-            held.pop((work.chunk, work.micro_batch), None)
-            state = (work.kind, own, tuple(sorted((p.kept, p.words) for p in held.values())))
-            if state not in seen:
-                seen.add(state)
-                others = sum(p.kept for p in held.values())
-                words = sum(p.words for p in held.values())
-                for moment in own.moments(work.kind):
-                    yield replace(
-                        self.static,
-                        moment=moment.name,
-                        activations=others + moment.activations,
-                        logits=moment.logits,
-                        words=words + moment.words,
-                        buffers=buffers,
-                        temporaries=moment.temporaries,
-                    )
+            if work.kind == "backward":
+                kept, words = kept - own.kept, words - own.words
+            most[work.kind, own] = max(most.get((work.kind, own), (0, 0)), (kept, words), key=sum)
             if work.kind == "forward":
-                held[work.chunk, work.micro_batch] = own
+                kept, words = kept + own.kept, words + own.words
+        for (kind, own), (kept, words) in most.items():
+            for moment in own.moments(kind):
+                yield replace(
+                    self.static,
+                    moment=moment.name,
+                    activations=kept + moment.activations,
+                    logits=moment.logits,
+                    words=words + moment.words,
+                    buffers=buffers,
+                    temporaries=moment.temporaries,
+                )
+
+    def _passes(self, batch: MicroBatch) -> list[_Pass]:
+        """Of the chunks; inner chunks with as many layers share one."""
+        made: dict[_Chunk, _Pass] = {}
+        passes = []
+        for chunk in self._chunks:
+            kind = chunk if chunk.is_first or chunk.is_last else replace(chunk, number=1)
+            if kind not in made:
+                made[kind] = _Pass(self, chunk, batch)
+            passes.append(made[kind])
+        return passes
 
     def _buffers(self, batch: MicroBatch) -> int:
         sizes = Activations(self.model, self.layout, self.precision, self.vocab_size, batch, self.hardware)
@@ -192,13 +229,25 @@ class StageMemory:
         return gathered + receiving * sizes.residual_bytes * (2 if self.layout.parallel.virtual_pipeline else 1)
 
 
-def _buffer_numel(tensors: Sequence[ParameterTensor], sharing: int) -> int:
+def buffer_numel(tensors: Sequence[ParameterTensor], sharing: int) -> int:
     """Numbers of the distributed optimizer's buffer: parameters and what aligns them."""
     end = 0
     for tensor in reversed(tensors):  # the order of the backward pass
         end = -(-end // _PARAMETER_ALIGNMENT) * _PARAMETER_ALIGNMENT + tensor.numel
     multiple = lcm(_BUFFER_ALIGNMENT, sharing)
     return -(-end // multiple) * multiple
+
+
+def fp8_layers(model: ModelConfig, precision: PrecisionConfig) -> range:
+    """The layers that compute in FP8; none without it."""
+    if not precision.fp8:
+        return range(0)
+    return range(precision.bf16_layers_at_start, model.num_layers - precision.bf16_layers_at_end)
+
+
+def _fp8_copies(numel: int, precision: PrecisionConfig) -> int:
+    """Bytes of a matrix's 8-bit copies, as it stands and transposed; MXFP8 has a scale of 8 bits for 32 numbers."""
+    return 2 * (numel + (numel // 32 if precision.fp8 == "mxfp8" else 0))
 
 
 @dataclass(frozen=True)
@@ -225,8 +274,12 @@ class _Pass:
         self.sizes = sizes = Activations(
             stage.model, stage.layout, stage.precision, stage.vocab_size, batch, stage.hardware
         )
-        self.layer = total_bytes(sizes.layer())
-        self.layers = chunk.num_layers * total_bytes(sizes.checkpointed_layer())
+        self.layer = total_bytes(sizes.layer(fp8=chunk.num_fp8_layers == chunk.num_layers))
+        self.layers = sum(
+            number * total_bytes(sizes.checkpointed_layer(fp8=fp8))
+            for fp8, number in ((True, chunk.num_fp8_layers), (False, chunk.num_layers - chunk.num_fp8_layers))
+            if number
+        )
         self.final = total_bytes(sizes.norm("final_norm")) if chunk.is_last else 0
         self.kept = self.layers + self.final + self._boundaries()
         levels = chunk.num_layers + chunk.is_first + chunk.is_last
@@ -310,9 +363,12 @@ def estimate_memory(
 
 
 def enough_micro_batches(layout: Layout, num_micro_batches: int) -> int:
-    """So many of a step's equal micro-batches already fill the pipeline: more do not change the peak."""
-    stages = layout.parallel.pipeline
-    return min(num_micro_batches, 2 * stages * (layout.num_chunks + 1))
+    """So many of a step's equal micro-batches already fill the pipeline: more do not change the peak.
+
+    Warming up takes up to 2 (p - 1) + (v - 1) p forward passes through one of v chunks, less than 2 p micro-batches; then
+    every p of them are alike.
+    """
+    return min(num_micro_batches, 4 * layout.parallel.pipeline)
 
 
 def checkpoint_bytes(num_parameters: int, precision: PrecisionConfig, *, distributed_optimizer: bool) -> int:

@@ -6,8 +6,9 @@ engine's settings; counts are sums over it. Memory and FLOPs are computed from t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Literal
 
@@ -38,10 +39,15 @@ class ParameterTensor:
     cut: bool
     copy: bool = False
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Numbers of this rank's shard."""
         return prod(self.shape)
+
+    @cached_property
+    def layer(self) -> int | None:
+        """The transformer layer it belongs to, from 0; None: none."""
+        return int(self.name.split(".")[1]) if self.name.startswith("layers.") else None
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def stage_chunks(model: ModelConfig, layout: Layout, stage: int) -> list[tuple[i
     return [(n, layers) for n, layers in enumerate(layout.layers_of_chunks(model.num_layers)) if n % stages == stage]
 
 
-def stage_tensors(model: ModelConfig, vocab_size: int, layout: Layout, stage: int) -> list[ParameterTensor]:
+def stage_tensors(model: ModelConfig, vocab_size: int, layout: Layout, stage: int) -> Sequence[ParameterTensor]:
     """What every rank of pipeline stage `stage` holds.
 
     Args:
@@ -93,6 +99,13 @@ def stage_tensors(model: ModelConfig, vocab_size: int, layout: Layout, stage: in
         layout: the layout; it must divide the model (`Layout.check`).
         stage: from 0.
     """
+    p = layout.parallel
+    cut = {name: getattr(p, name) for name in ("tensor", "pipeline", "virtual_pipeline", "uneven_stages")}
+    return _stage_tensors(model, vocab_size, Layout(ParallelConfig(**cut)), stage)
+
+
+@lru_cache(maxsize=1024)  # a search of layouts asks for the same over and over
+def _stage_tensors(model: ModelConfig, vocab_size: int, layout: Layout, stage: int) -> tuple[ParameterTensor, ...]:
     chunk_counts = layout.layers_of_chunks(model.num_layers)
     last_chunk = len(chunk_counts) - 1
     tensor = layout.parallel.tensor
@@ -115,7 +128,7 @@ def stage_tensors(model: ModelConfig, vocab_size: int, layout: Layout, stage: in
                 held.append(
                     ParameterTensor("output_layer.weight", "output", (rows, width), True, copy=model.tied_embeddings)
                 )
-    return held
+    return tuple(held)
 
 
 def _norm(model: ModelConfig, name: str) -> Iterator[ParameterTensor]:
@@ -166,5 +179,5 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCounts:
     return _sums(stage_tensors(model, vocab_size, Layout(ParallelConfig()), 0))
 
 
-def _sums(tensors: list[ParameterTensor]) -> ParameterCounts:
+def _sums(tensors: Sequence[ParameterTensor]) -> ParameterCounts:
     return ParameterCounts(**{part: sum(t.numel for t in tensors if t.part == part) for part in PARTS})

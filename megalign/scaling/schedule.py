@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,3 +66,21 @@ def bubble_share(layout: Layout, num_micro_batches: int) -> float:
     Narayanan et al. 2021, section 2.2.
     """
     return (layout.parallel.pipeline - 1) / (num_micro_batches * layout.num_chunks)
+
+
+def pipeline_seconds(
+    stage_seconds: Sequence[float], num_micro_batches: int, num_chunks: int = 1
+) -> tuple[float, float]:
+    """Time of all passes of a step, and how much of it the slowest stage waits.
+
+    The slowest stage computes all micro-batches; the first and the last micro-batch pass through a chunk of every other
+    stage besides. With equal stages it is Narayanan et al.'s (m + (p - 1) / v) (f + b).
+
+    Args:
+        stage_seconds: of every stage, forward and backward passes of one micro-batch through all its chunks.
+        num_micro_batches: of a step on a data-parallel rank.
+        num_chunks: model chunks a stage holds.
+    """
+    slowest = max(stage_seconds)
+    waiting = (sum(stage_seconds) - slowest) / num_chunks
+    return num_micro_batches * slowest + waiting, waiting

@@ -20,37 +20,9 @@ from megalign.files import read_json
 from megalign.scaling.devices import Device, load_devices
 from megalign.scaling.flops import training_flops_per_token
 from megalign.scaling.parameters import count_parameters
-from megalign.study.data import build_data
 from megalign.study.expand import StudyFolder
 from megalign.training.dry_run import DryRun, dry_run
 from megalign.training.inputs import RunInputs
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store and a table of English and its clone."""
-    folder = tmp_path_factory.mktemp("data")
-    build_data(small_study.study(folder), SEED, folder)
-    return folder
-
-
-@pytest.fixture
-def content(data: Path, tmp_path: Path) -> dict[str, Any]:
-    """A run over them that injects and switches."""
-    return {
-        "name": "dry",
-        "folder": str(tmp_path / "run"),
-        "method": "prealign",
-        "model": dict(small_study.CONTENT["model"]),
-        "data": {
-            "store": str(data / "store"),
-            "table": str(data / "table.parquet"),
-            "sources": [{"language": "en", "weight": 5.0}, {"language": "en", "weight": 1.0, "as_clone": "en-clone"}],
-        },
-        "train": {"steps": 12, "global_batch_size": 4, "micro_batch_size": 2},
-        "inject": {"steps": 4, "entries_per_step": 16, "lm_batch_size": 2},
-        "codeswitch": {"ratio": 0.05},
-    }
 
 
 def written(content: dict[str, Any], tmp_path: Path, **changes: Any) -> Path:
@@ -83,6 +55,27 @@ def test_a_finished_run_was_what_its_dry_run_says(finished_study: StudyFolder) -
     assert result.checkpoints["kept"] == len(saved)
     size = sum(path.stat().st_size for path in saved[-1].rglob("*") if path.is_file())
     assert result.checkpoints["bytes"] < size < result.checkpoints["bytes"] + 400_000
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+def test_an_injection_during_or_after_pretraining_is_counted(
+    content: dict[str, Any], tmp_path: Path, when: str
+) -> None:
+    before = planned(content, tmp_path)
+    result = planned(content, tmp_path, inject__when=when)
+    assert result.injection is not None
+    assert (result.injection.when, result.injection.steps) == (when, 4)
+    own_stage = when == "after"
+    assert result.steps == {"inject": 4 if own_stage else 0, "pretrain": 12}
+    assert result.tokens["inject"] == (4 * 2 * 64 if own_stage else 0)
+    assert result.flops["pretrain"] == before.flops["pretrain"]
+    text = 4 * 2 * 64 * result.flops["per_token"]
+    assert result.flops["inject"] == pytest.approx(before.flops["inject"] - (0 if own_stage else text))
+    assert result.checkpoints["written"] == before.checkpoints["written"] - (0 if own_stage else 1)
+    done = megalign("train", tmp_path / "run.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert f"injection, {when} pretraining" in done.stdout
+    assert ("of text during injection" in done.stdout) == own_stage
 
 
 def test_nothing_in_the_run_s_folder_changes(finished_study: StudyFolder) -> None:

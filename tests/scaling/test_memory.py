@@ -16,7 +16,7 @@ from tracked_memory import VOCAB_SIZE, allocator, live_tensors
 
 from megalign.config import ModelConfig, ParallelConfig, PrecisionConfig, model_preset
 from megalign.config.layout import Layout
-from megalign.scaling.activations import MicroBatch
+from megalign.scaling.activations import Activations, MicroBatch, total_bytes
 from megalign.scaling.memory import StageMemory, enough_micro_batches, estimate_memory
 from megalign.scaling.parameters import count_parameters
 
@@ -168,8 +168,6 @@ def test_activations_of_a_layer_are_those_of_the_paper() -> None:
     unit = 2048 * model.hidden_size
 
     def layer(parallel: ParallelConfig) -> float:
-        from megalign.scaling.activations import Activations, total_bytes
-
         sizes = Activations(model, Layout(parallel), precision, 50257, MicroBatch(1, 2048))
         return total_bytes(sizes.layer()) / unit
 
@@ -192,3 +190,52 @@ def test_more_micro_batches_than_are_enough_change_nothing(parallel: dict[str, A
     assert first.activations > 1.5 * last.activations
     assert last.logits > 0
     assert first.logits == 0
+
+
+def test_fp8_keeps_copies_of_matrices_and_smaller_inputs() -> None:
+    """By hand, GPT-3 13B: two bytes more a number of the layers' matrices; of a layer's activations, the four inputs of its
+    matrices take 1 byte instead of 2 (norms' outputs and the activated: h + h + 4 h), the attention's result both (h more)."""
+    model = ModelConfig(**model_preset("13b"))
+    plain, fp8 = PrecisionConfig(dtype="bfloat16"), PrecisionConfig(dtype="bfloat16", fp8="delayed")
+    alone = Layout(ParallelConfig())
+    matrices = 40 * 12 * 5120**2
+    static = StageMemory(model, alone, fp8, 50257, 0).static
+    assert static.fp8_weights == 2 * matrices
+    assert static.total - StageMemory(model, alone, plain, 50257, 0).static.total == 2 * matrices
+    unit = 2048 * 5120
+
+    def kept(precision: PrecisionConfig, fp8: bool, **parallel: Any) -> int:
+        sizes = Activations(model, layout_of(**parallel), precision, 50257, MicroBatch(1, 2048))
+        return total_bytes(sizes.layer(fp8=fp8))
+
+    assert kept(plain, False) - kept(fp8, True) == (1 + 1 + 4 - 1) * unit
+    assert kept(plain, False, recompute="selective") - kept(fp8, True, recompute="selective") == (1 + 1 + 4 + 1) * unit
+    mx = PrecisionConfig(dtype="bfloat16", fp8="mxfp8")
+    assert kept(mx, True) - kept(fp8, True) == (1 + 1 + 4 + 1) * unit // 32
+    assert StageMemory(model, alone, mx, 50257, 0).static.fp8_weights == 2 * matrices * 33 // 32
+    blocks = PrecisionConfig(dtype="bfloat16", fp8="blockwise")
+    assert kept(blocks, True) - kept(fp8, True) == (1 + 1 + 4 + 1) * unit // 32
+
+
+def test_layers_left_in_bfloat16_have_no_copies() -> None:
+    model = ModelConfig(**model_preset("13b"))
+    ends = PrecisionConfig(dtype="bfloat16", fp8="tensorwise", bf16_layers_at_start=1, bf16_layers_at_end=4)
+    layout = layout_of(pipeline=4)
+    stages = [StageMemory(model, layout, ends, 50257, stage) for stage in range(4)]
+    assert [stage.static.fp8_weights / (2 * 12 * 5120**2) for stage in stages] == [9, 10, 10, 6]
+    batch = [MicroBatch(1, 2048)] * 16
+    plain = PrecisionConfig(dtype="bfloat16")
+    one = layout_of()
+    less, more = (StageMemory(model, one, precision, 50257, 0).peak(batch).activations for precision in (ends, plain))
+    assert more - less == 35 * 5 * 2048 * 5120
+
+
+@pytest.mark.parametrize("pipeline", [2, 3, 4])
+@pytest.mark.parametrize("chunks", [None, 2, 5])
+def test_so_many_micro_batches_fill_the_pipeline(pipeline: int, chunks: int | None) -> None:
+    model = ModelConfig(**{**model_preset("1.3b"), "num_layers": 120})
+    layout = layout_of(pipeline=pipeline, virtual_pipeline=chunks)
+    precision, batch = PrecisionConfig(dtype="bfloat16"), MicroBatch(2, 1024)
+    few = enough_micro_batches(layout, 10_000)
+    expected = estimate_memory(model, layout, precision, 50257, [batch] * (8 * pipeline * (1 + (chunks or 1))))
+    assert estimate_memory(model, layout, precision, 50257, [batch] * few) == expected

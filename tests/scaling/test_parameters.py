@@ -54,13 +54,23 @@ def test_every_rank_holds_the_tensors_that_are_listed(name: str, parallel: dict[
 
 @pytest.mark.parametrize(
     ("preset", "parallel"),
-    [*((preset, {}) for preset in MODELS), ("13b", {"tensor": 2}), ("llama-70b", {"tensor": 2})],
+    [
+        *((preset, {}) for preset in MODELS),
+        ("13b", {"tensor": 2}),
+        ("llama-70b", {"tensor": 2}),
+        pytest.param("30b", {"pipeline": 2}, marks=pytest.mark.slow),
+        pytest.param("6.7b", {"tensor": 2, "pipeline": 2}, marks=pytest.mark.slow),
+        pytest.param("llama-30b", {"pipeline": 2, "virtual_pipeline": 3}, marks=pytest.mark.slow),
+        pytest.param("llama-2.7b", {"pipeline": 3, "uneven_stages": True}, marks=pytest.mark.slow),
+        ("70b", {"pipeline": 2, "virtual_pipeline": 2}),
+    ],
     ids=str,
 )
 def test_presets_are_built_with_the_parameters_that_are_listed(preset: str, parallel: dict[str, Any]) -> None:
     model, layout = ModelConfig(**model_preset(preset)), layout_of(**parallel)
-    for held in run(parameters_without_memory, layout, model, 50257):
-        assert [tensor[:2] for tensor in held] == [tensor[:2] for tensor in listed(model, 50257, layout, 0)]
+    for rank, held in enumerate(run(parameters_without_memory, layout, model, 50257)):
+        stage = layout.coordinates(rank).pipeline
+        assert [tensor[:2] for tensor in held] == [tensor[:2] for tensor in listed(model, 50257, layout, stage)]
 
 
 @pytest.mark.parametrize("preset", MODELS)

@@ -93,17 +93,22 @@ def two_steps(
     return engine, sizes
 
 
-def live_tensors(layout: Layout, *case: Any) -> dict[str, int]:
-    """Peak and lasting bytes of this rank's tensors over the building of the engine and two steps (`two_steps`)."""
+def masks_outside_of_modes() -> None:
+    """Let context parallelism make its masks under a dispatch mode: they are a subclass of tensors."""
     from megalign.engine import specs
 
     made = specs.causal_lower_right
 
     def causal_lower_right(*lengths: int) -> Any:
-        with _disable_current_modes():  # a subclass of tensors, which cannot be made under a dispatch mode
+        with _disable_current_modes():
             return made(*lengths)
 
     specs.causal_lower_right = causal_lower_right
+
+
+def live_tensors(layout: Layout, *case: Any) -> dict[str, int]:
+    """Peak and lasting bytes of this rank's tensors over the building of the engine and two steps (`two_steps`)."""
+    masks_outside_of_modes()
     with LiveTensors() as live:
         engine, sizes = two_steps(layout, *case)
         live.sweep()
