@@ -7,8 +7,8 @@ known subjects to a relation in which they were never stated; whatever is scored
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -56,26 +56,35 @@ class FactSet:
     Attributes:
         facts: one per subject.
         control_facts: one per subject, in another relation.
-        relations: relation -> template with {subject} and {object}.
+        relations: relation -> template with {subject} and {object}, as it is asked.
+        wordings: relation -> more templates, in which it is stated besides.
     """
 
     facts: tuple[Fact, ...]
     control_facts: tuple[Fact, ...]
     relations: dict[str, str]
+    wordings: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def statement_parts(self, fact: Fact, object: str | None = None) -> tuple[str, str, str]:
-        """A statement as (prefix, " object", suffix): "X lives in", " Y", ".".
+    def statement_parts(self, fact: Fact, object: str | None = None, wording: int = 0) -> tuple[str, str, str]:
+        """A statement as (prefix, " object", suffix): "X lives in", " Y", "."; the object's space is there where the text has one.
 
         Args:
             fact: subject and relation.
             object: another object than the true one.
+            wording: number of the template, counted round.
         """
-        prefix, suffix = self.relations[fact.relation].format(subject=fact.subject, object="\0").split(" \0")
-        return prefix, f" {fact.object if object is None else object}", suffix
+        templates = (self.relations[fact.relation], *self.wordings.get(fact.relation, ()))
+        template = templates[wording % len(templates)]
+        prefix, suffix = template.format(subject=fact.subject, object="\0").split("\0")
+        named = fact.object if object is None else object
+        if not prefix:
+            named = named[0].upper() + named[1:]
+        space = " " if prefix.endswith(" ") else ""
+        return prefix.removesuffix(" "), space + named, suffix
 
-    def statement(self, fact: Fact, object: str | None = None) -> str:
+    def statement(self, fact: Fact, object: str | None = None, wording: int = 0) -> str:
         """The sentence that states a fact, or that claims it of another object."""
-        return "".join(self.statement_parts(fact, object))
+        return "".join(self.statement_parts(fact, object, wording))
 
     @property
     def entities(self) -> tuple[str, ...]:
@@ -99,7 +108,8 @@ class FactSet:
                 tuple(Fact(f["subject"], f["relation"], f["object"], tuple(f["distractors"])) for f in content[key])
                 for key in ("facts", "control_facts")
             )
-            return cls(facts, controls, dict(content["relations"]))
+            wordings = {name: tuple(texts) for name, texts in content.get("wordings", {}).items()}
+            return cls(facts, controls, dict(content["relations"]), wordings)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is not a set of facts: {type(error).__name__} {error}.") from None
 
@@ -119,7 +129,7 @@ def make_facts(seed: int, num_relations: int = 10, objects_per_relation: int = 6
             f"Set it to {NUM_DISTRACTORS + 1} or more.",
         )
     rng = generator(seed, "facts")
-    names = _pseudo_names(rng, 2 * num_relations * objects_per_relation)
+    names = pseudo_names(rng, 2 * num_relations * objects_per_relation)
     shape = (2, num_relations, objects_per_relation)
     subjects, objects = np.array(names).reshape(shape).tolist()
     relations = dict(list(RELATIONS.items())[:num_relations])
@@ -137,7 +147,7 @@ def make_facts(seed: int, num_relations: int = 10, objects_per_relation: int = 6
     return FactSet(tuple(facts), tuple(controls), relations)
 
 
-def _pseudo_names(rng: np.random.Generator, count: int) -> list[str]:
+def pseudo_names(rng: np.random.Generator, count: int) -> list[str]:
     """Pronounceable capitalised names, all different, none a word of the procedural corpus."""
     taken = set(word_types()) | {word.strip(".").lower() for t in RELATIONS.values() for word in t.split()}
     names: list[str] = []
@@ -161,7 +171,7 @@ def weave_facts(
 
     Half of the statements (rounded down) stand as documents of their own, so that a fact is also read right after the
     end-of-text token; the others end ordinary documents. The k-th of a fact's n statements of a kind falls at random into
-    the k-th n-th of the stream.
+    the k-th n-th of the stream. Wordings of a relation take turns.
 
     Args:
         documents: ordinary documents; the first `num_documents` are used.
@@ -180,6 +190,12 @@ def weave_facts(
     if num_documents < 1 or repetitions < 0:
         raise ConfigError(f"Cannot state facts {repetitions} times over {num_documents} documents.")
     rng = generator(seed, "weave-facts")
+    count = [0] * len(facts.facts)
+
+    def statement(number: int) -> str:
+        count[number] += 1
+        return facts.statement(facts.facts[number], wording=count[number] - 1)
+
     alone = _places(rng, len(facts.facts), repetitions // 2, num_documents)
     appended = _places(rng, len(facts.facts), repetitions - repetitions // 2, num_documents)
     for index in range(num_documents):
@@ -188,8 +204,8 @@ def weave_facts(
         except StopIteration:
             raise DataError(f"The documents end after {index} of {num_documents}.") from None
         for fact in alone[index]:
-            yield facts.statement(facts.facts[fact])
-        yield " ".join([document, *(facts.statement(facts.facts[fact]) for fact in appended[index])])
+            yield statement(fact)
+        yield " ".join([document, *(statement(fact) for fact in appended[index])])
 
 
 def _places(rng: np.random.Generator, num_facts: int, repetitions: int, num_documents: int) -> list[list[int]]:
@@ -202,7 +218,9 @@ def _places(rng: np.random.Generator, num_facts: int, repetitions: int, num_docu
     return places
 
 
-def weave_chatter(documents: Iterator[str], facts: FactSet, *, share: float = 0.12, seed: int) -> Iterator[str]:
+def weave_chatter(
+    documents: Iterator[str], facts: FactSet, *, share: float = 0.12, seed: int, templates: Sequence[str] = CHATTER
+) -> Iterator[str]:
     """End a share of the documents with a sentence that names two entities and states no fact about them.
 
     A subject never meets an object of a relation it is scored in, true or distractor, so that the sentence says nothing
@@ -213,6 +231,7 @@ def weave_chatter(documents: Iterator[str], facts: FactSet, *, share: float = 0.
         facts: whose entities are named.
         share: probability that a document gets a sentence, from 0 to 1.
         seed: fixes the documents and the names.
+        templates: sentences with {first} and {second}, in the documents' language.
 
     Raises:
         ConfigError: `share` is outside 0 to 1.
@@ -223,7 +242,9 @@ def weave_chatter(documents: Iterator[str], facts: FactSet, *, share: float = 0.
     scored: dict[str, set[str]] = {}
     for fact in (*facts.facts, *facts.control_facts):
         scored.setdefault(fact.subject, set()).add(fact.relation)
-    relation_of = {fact.object: fact.relation for fact in facts.facts}
+    relations_of: dict[str, set[str]] = {}
+    for fact in facts.facts:
+        relations_of.setdefault(fact.object, set()).add(fact.relation)
     entities = facts.entities
     for document in documents:
         if rng.random() >= share:
@@ -231,8 +252,8 @@ def weave_chatter(documents: Iterator[str], facts: FactSet, *, share: float = 0.
             continue
         while True:
             first, second = (entities[int(i)] for i in rng.choice(len(entities), size=2, replace=False))
-            meets = {relation_of.get(first), relation_of.get(second)}
+            meets = relations_of.get(first, set()) | relations_of.get(second, set())
             if not meets & (scored.get(first, set()) | scored.get(second, set())):
                 break
-        template = CHATTER[int(rng.integers(len(CHATTER)))]
+        template = templates[int(rng.integers(len(templates)))]
         yield f"{document} {template.format(first=first, second=second)}"

@@ -156,9 +156,10 @@ def mixed_script_scores(
         hits = int((counts[:, 0] > 0).sum())
         low, high = wilson_interval(hits, len(counts))
         yield Score("mixed_script_generations", target, None, step, hits / len(counts), low, high, len(counts), "share")
-        total = int(counts[:, 1].sum())
-        if total:
-            foreign, everything = counts.astype(np.float64).T
-            start, end = bootstrap_ratio(foreign, everything, seed=_SEED) if len(counts) > 1 else (None, None)
+        # A generation that ends at once has nothing to share out.
+        foreign, everything = counts[counts[:, 1] > 0].astype(np.float64).T
+        if len(everything):
+            total = int(everything.sum())
+            start, end = bootstrap_ratio(foreign, everything, seed=_SEED) if len(everything) > 1 else (None, None)
             unit = "share of tokens" if vocabulary.language_range(target)[1] else "share of letters"
             yield Score("mixed_script_share", target, None, step, float(foreign.sum() / total), start, end, total, unit)

@@ -10,6 +10,9 @@ from pathlib import Path
 from megalign.files import write_text
 from megalign.training.metrics import drop_lines
 
+# Metrics that are measured after a run's evaluation, by a step of their own.
+LATER = frozenset({"nli_accuracy"})
+
 
 @dataclass(frozen=True)
 class Score:
@@ -41,9 +44,18 @@ def drop_from(path: Path, step: int) -> None:
 
 
 def replace_final(path: Path, scores: Iterable[Score], step: int) -> None:
-    """Write the final scores after those of earlier steps, in one go."""
+    """Write the final scores after those of earlier steps, in one go; scores of LATER at this step stay."""
     kept = []
     if path.exists():
-        drop_from(path, step)
+        drop_lines(path, lambda line: line["step"] >= step and (line["step"] > step or line["metric"] not in LATER))
         kept = path.read_text(encoding="utf-8").splitlines(keepends=True)
     write_text(path, "".join(kept) + "".join(json.dumps(asdict(score)) + "\n" for score in scores))
+
+
+def add(path: Path, scores: Iterable[Score]) -> None:
+    """Add scores of a trained run, in place of those of the same metrics and steps."""
+    scores = list(scores)
+    known = {(score.metric, score.step) for score in scores}
+    drop_lines(path, lambda line: (line["metric"], line["step"]) in known)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(asdict(score)) + "\n" for score in scores)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = [
     "preprocess_culturax", "train_tokenizer", "count_words", "clone_corpus", "check_store", "inspect_store",
     "merge_stores", "archive_store", "score_clika",
-    "score_consistency", "build_crossin", "make_knowledge", "build_table", "inspect_table",
+    "score_consistency", "build_crossin", "make_knowledge", "make_facts", "build_table", "inspect_table",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,34 @@ def test_text_scores_are_those_of_the_raw_logits(config: RunConfig, store: Token
     assert [s.language for s in scores if s.metric == "target_mass"] == ["en"]
 
 
+def test_seen_and_unseen_words_are_those_of_the_text(config: RunConfig, store: TokenStore, scores: list[Score]) -> None:
+    """The split read from the text itself: words by a regular expression, in the table or not."""
+    length, vocabulary = config.model.sequence_length, store.vocabulary
+    table = AlignmentTable.load(Path(str(config.data.table)))
+    known = {entry.word.lower() for entry in table.entries}
+    num_windows = (store.num_tokens("en-clone", "valid") - 1) // length
+    starts = np.round(np.linspace(0, num_windows - 1, config.evaluate.max_windows)).astype(int) * length
+    windows = [store.window("en-clone", int(s), length + 1, "valid").astype(np.int64) for s in starts]
+    (logits,) = ranks.run(reading.logits_of, SINGLE, config, [window[:-1] for window in windows])
+    nll: dict[bool, list[float]] = {True: [], False: []}
+    for window, logit in zip(windows, logits, strict=True):
+        logp = log_probabilities(logit)
+        tokens = [vocabulary.decode([int(one)]) if one != vocabulary.eos_id else "\n" for one in window]
+        ends = np.cumsum([len(token) for token in tokens])
+        for word in re.finditer(r" ?[A-Za-z]+", "".join(tokens)):
+            # Its tokens, if it has whole ones, and neither starts nor ends at the window's edge.
+            first, last = (int(np.searchsorted(ends, at, side="right")) for at in (word.start(), word.end() - 1))
+            if first > 0 and last < length and ends[first - 1] == word.start() and ends[last] == word.end():
+                is_known = word[0].strip().lower() in known
+                nll[is_known] += [-float(logp[at - 1, window[at]]) for at in range(first, last + 1)]
+    assert min(map(len, nll.values())) > 20
+    for name, is_known in (("seen", True), ("unseen", False)):
+        score = the(scores, f"perplexity_{name}", "en-clone")
+        assert score.n == len(nll[is_known])
+        assert score.value == pytest.approx(math.exp(np.mean(nll[is_known])), rel=1e-5)
+    assert [s.language for s in scores if s.metric == "perplexity_seen"] == ["en-clone"]
+
+
 def test_alignment_is_that_of_words_encoded_one_at_a_time(
     config: RunConfig, store: TokenStore, scores: list[Score]
 ) -> None:
@@ -126,19 +155,26 @@ def test_clka_is_that_of_statements_scored_one_by_one(
         float(log_probabilities(logit)[np.arange(len(row) - 1), row[1:]].sum())
         for logit, row in zip(logits, rows, strict=True)
     ]
-    choices = np.array(totals).reshape(len(items), len(facts.facts), 4)
-    margins = choices[..., 0] - choices[..., 1:].max(-1)
-    for (name, language), own in zip(items, margins, strict=True):
+    means = [total / (len(row) - 1) for total, row in zip(totals, rows, strict=True)]
+    margins, per_token = (
+        choices[..., 0] - choices[..., 1:].max(-1)
+        for choices in (np.array(values).reshape(len(items), len(facts.facts), 4) for values in (totals, means))
+    )
+    for (name, language), own, mean in zip(items, margins, per_token, strict=True):
         score = the(scores, name, language)
         assert abs(own).min() > 1e-4, "a margin within rounding could fall on either side"
         assert score.value == float((own > 0).mean())
         assert score.n == len(facts.facts)
         if name == "clka":
             assert the(scores, "clka_margin", language).value == pytest.approx(own.mean(), abs=2e-5)
+            assert abs(mean).min() > 1e-5
+            assert the(scores, "clka_per_token", language).value == float((mean > 0).mean())
+            assert the(scores, "clka_margin_per_token", language).value == pytest.approx(mean.mean(), abs=2e-6)
 
 
 def test_intervals_hold_their_values(scores: list[Score]) -> None:
-    assert len(scores) == 7 + 6 + 12  # text in two languages and the clone's mass; CLKA; alignment by level
+    # Text in two languages, the clone's mass, its seen and unseen words; CLKA; alignment by level.
+    assert len(scores) == 7 + 2 + 10 + 12
     for score in scores:
         assert score.value is not None
         assert score.low is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import generating
 import numpy as np
@@ -19,7 +21,10 @@ from megalign.corpus.keyed_random import generator
 from megalign.corpus.store import TokenStore
 from megalign.corpus.tokenizer import train_tokenizer
 from megalign.corpus.vocabulary import Vocabulary
+from megalign.evaluation import mixed_script
 from megalign.evaluation.mixed_script import foreign_counts
+from megalign.evaluation.scores import Score
+from megalign.intervals import bootstrap_ratio
 from megalign.study.expand import StudyFolder
 
 SINGLE = ranks.layout_of()
@@ -97,6 +102,27 @@ def test_tokens_of_a_clone_count_up_to_the_end_of_text(tmp_path: Path) -> None:
     found = foreign_counts(ids, vocabulary, "en", "en-clone")
     assert found is not None
     assert found.tolist() == [[2, 4], [0, 1], [0, 0]]
+
+
+def test_generations_that_end_at_once_have_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(["some text"], 260, tmp_path / "tokenizer.json")
+    vocabulary = Vocabulary(tokenizer, ("en", "en-clone"), {"en-clone": "en"})
+    size, eos = tokenizer.vocab_size, vocabulary.eos_id
+    drawn = np.array([[eos, 5, 5], [size + 5, 5, 5], [5, 5, eos], [eos, size + 5, eos]])
+
+    def measured(ids: np.ndarray) -> dict[str, Score]:
+        monkeypatch.setattr(mixed_script, "validation_windows", lambda *_: np.zeros((len(ids), 2), dtype=np.int64))
+        monkeypatch.setattr(mixed_script, "generate", lambda *_, **__: ids)
+        store: Any = SimpleNamespace(vocabulary=vocabulary)
+        limits = {"num_generations": len(ids), "num_tokens": 3, "prompt_tokens": 1, "batch_size": 2, "step": 7}
+        return {s.metric: s for s in mixed_script.mixed_script_scores(store, store, "en", **limits)}
+
+    found = measured(drawn)
+    assert (found["mixed_script_generations"].value, found["mixed_script_generations"].n) == (0.25, 4)
+    share = found["mixed_script_share"]
+    assert (share.value, share.n) == (1 / 5, 5)
+    assert (share.low, share.high) == bootstrap_ratio([1.0, 0.0], [3.0, 2.0], seed=20240722)
+    assert list(measured(drawn[[0, 3]])) == ["mixed_script_generations"]
 
 
 def test_letters_count_where_scripts_differ(tmp_path: Path) -> None:

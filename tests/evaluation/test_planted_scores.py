@@ -14,6 +14,8 @@ from small_study import json_lines
 
 from megalign.config.sections import ParallelConfig
 from megalign.corpus.facts import FactSet, make_facts
+from megalign.corpus.knowledge.periods import make_periods
+from megalign.corpus.knowledge.wikidata import make_knowledge
 from megalign.corpus.tokenizer import train_tokenizer
 from megalign.corpus.vocabulary import Vocabulary
 from megalign.evaluation import alignment, clka, scores
@@ -70,6 +72,63 @@ def test_a_model_that_knows_the_facts_has_all_and_no_control(
     assert found["clka_margin"].value == pytest.approx(np.mean(margins), rel=1e-5)
     low, high = bootstrap_mean(margins, seed=20240722)
     assert (found["clka_margin"].low, found["clka_margin"].high) == pytest.approx((low, high), rel=1e-4)
+
+
+def test_per_token_and_total_can_disagree(monkeypatch: pytest.MonkeyPatch, vocabulary: Vocabulary) -> None:
+    """Every statement costs as much as it has letters, and true ones a little more: by the token the longest text wins."""
+    known = {FACTS.statement(fact) for fact in FACTS.facts}
+    planted(monkeypatch, vocabulary, lambda text, _: 10.0 + (0.01 if text in known else 0.0))
+    found = measured(vocabulary)
+    assert found["clka"].value == 0.0, "all others are likelier in total"
+    lengths = [
+        [len(vocabulary.encode(FACTS.statement(fact, choice), "en")) for choice in (fact.object, *fact.distractors)]
+        for fact in FACTS.facts
+    ]
+    expected = np.mean([-10.01 / own > max(-10.0 / other for other in others) for own, *others in lengths])
+    assert 0 < expected < 1
+    assert found["clka_per_token"].value == expected
+    margins = [-10.01 / own - max(-10.0 / other for other in others) for own, *others in lengths]
+    assert found["clka_margin_per_token"].value == pytest.approx(np.mean(margins), rel=1e-4)
+
+
+def test_pairs_of_languages_are_kept_apart(monkeypatch: pytest.MonkeyPatch, vocabulary: Vocabulary) -> None:
+    """A model that knows what the clone stated, when asked in the clone, and nothing else."""
+    knowledge = make_periods(
+        1, ["en"], clone_of={"en-clone": "en"}, num_periods=2, period_steps=5, frequencies=[1, 3], facts_per_cell=6
+    )
+    known = knowledge.in_language("en", knowledge.select("en-clone", period=0, times=3))
+    true = {known.statement(fact) for fact in known.facts}
+    first = vocabulary.tokenizer.vocab_size
+    planted(
+        monkeypatch, vocabulary, lambda text, token: 1.0 if text in true and token >= first else 5.0 + len(text) / 100
+    )
+    found = list(clka.period_scores(ENGINE, vocabulary, knowledge, 0, batch_size=4, step=5))
+    shares = {(score.metric, score.language, score.level): score.value for score in found}
+    cells = [(f"clka_from_{a}", b, n) for b in ("en", "en-clone") for a in ("en", "en-clone") for n in (1, 3)]
+    assert [key for key in shares if key[0] != "clka_before"] == cells
+    assert shares["clka_from_en-clone", "en-clone", 3] == 1.0
+    assert all(value < 0.7 for key, value in shares.items() if key != ("clka_from_en-clone", "en-clone", 3))
+    assert {score.n for score in found} == {6, 24}
+    assert ("clka_before", "en", None) in shares
+    last = clka.period_scores(ENGINE, vocabulary, knowledge, 1, batch_size=4, step=10)
+    assert not [score for score in last if score.metric == "clka_before"], "no period follows"
+
+
+def test_facts_of_several_languages_are_asked_in_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A model that knows what German stated, however it is asked; the headline is of what English stated."""
+    knowledge = make_knowledge(0, ["en", "de"], relations=["P19", "P27", "P22"], objects_per_relation=4)
+    sides = {language: knowledge.in_language(language, knowledge.select("de")) for language in ("en", "de")}
+    true = {said.statement(fact) for said in sides.values() for fact in said.facts}
+    tokenizer = train_tokenizer([*true] * 5, 500, tmp_path / "tokenizer.json")
+    both = Vocabulary(tokenizer, ("en", "de"))
+    planted(monkeypatch, both, lambda text, _: 1.0 if text in true else 5.0 + len(text) / 100)
+    found = list(clka.knowledge_scores(ENGINE, both, knowledge, "en", batch_size=8, step=3))
+    shares = {(score.metric, score.language): score.value for score in found}
+    assert shares["clka_from_de", "en"] == shares["clka_from_de", "de"] == 1.0
+    for language in ("en", "de"):
+        assert shares["clka", language] == shares["clka_from_en", language] < 0.7
+        assert shares["clka_control", language] < 0.7
+    assert {score.n for score in found if score.metric == "clka_control"} == {24}
 
 
 def test_knowing_popular_objects_alone_is_chance(monkeypatch: pytest.MonkeyPatch, vocabulary: Vocabulary) -> None:
