@@ -103,8 +103,10 @@ def with_data_of(finished_study: StudyFolder, folder: StudyFolder, *labels: str)
     """Give a study folder the finished study's data, and the finished runs of the methods named."""
     shutil.copytree(finished_study.path / "data", folder.path / "data")
     folder.markers.mkdir(parents=True)
-    for name in (f"data-seed{SEED}", *(f"run-{label}-seed{SEED}" for label in labels)):
-        shutil.copy(finished_study.markers / f"{name}.json", folder.markers)
+    runs = [f"run-{label}-seed{SEED}" for label in labels]
+    for path in finished_study.markers.iterdir():
+        if path.stem in runs or not path.stem.startswith("run-"):
+            shutil.copy(path, folder.markers)
     for label in labels:
         shutil.copytree(finished_study.run(label, SEED), folder.run(label, SEED))
     return folder

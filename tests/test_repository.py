@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megalign.config import load_study
-from megalign.study.expand import StudyFolder
+from megalign.study.expand import StudyFolder, methods_of
 from megalign.study.graph import steps_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ README = REPOSITORY / "README.md"
 def test_every_example_expands_to_runs(path: Path, tmp_path: Path) -> None:
     study = load_study(path)
     steps = steps_of(study, StudyFolder(tmp_path))
-    assert sum(step.run is not None for step in steps) == len(study.seeds) * len(study.methods) > 0
+    assert sum(step.run is not None for step in steps) == len(study.seeds) * len(methods_of(study)) > 0
     assert not Path(study.corpus.path or "relative").is_absolute()
 
 

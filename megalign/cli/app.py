@@ -16,7 +16,10 @@ from megalign.cli.clika import clika_app
 from megalign.cli.crossin import app as crossin_app
 from megalign.cli.harness import lm_eval
 from megalign.cli.huggingface import export, import_
+from megalign.cli.inference import nli
 from megalign.cli.jobs import cancel, logs, status
+from megalign.cli.plan import plan
+from megalign.cli.scaling import scaling_app
 from megalign.cli.submit import submit
 from megalign.errors import MegalignError
 
@@ -35,11 +38,14 @@ app.add_typer(store_app, name="store")
 app.add_typer(crossin_app, name="crossin")
 app.add_typer(clika_app, name="clika")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(scaling_app, name="scaling")
 for _command in (submit, status, logs, cancel):
     app.command()(_command)
 app.command()(export)
 app.command("import")(import_)
 app.command("lm-eval")(lm_eval)
+app.command("nli")(nli)
+app.command()(plan)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace those of the file, as section.key=value.")
@@ -83,6 +89,9 @@ def study_run(
             _report(folder.path, console)
         raise
     _report(folder.path, console)
+    if study.ladder is not None:
+        fit = f"megalign scaling fit {folder.path} --out {folder.path / 'scaling'}"
+        console.print(f"scale:  {fit}", highlight=False, soft_wrap=True)
 
 
 @study_app.command("report")
@@ -150,7 +159,7 @@ def train(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Dry run: also write the numbers here.")] = None,
 ) -> None:
-    """Train one run: injection where the method has it, then pretraining. Rerun to continue.
+    """Train one run: pretraining, and the injection before, during or after it. Rerun to continue.
 
     Starts the processes of the layout on this machine; under torchrun or srun it joins those.
 

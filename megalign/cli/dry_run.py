@@ -153,12 +153,12 @@ def _steps(run: RunConfig, result: DryRun) -> list[tuple[str, str]]:
     rows = []
     if result.injection:
         use = result.injection
+        text = f" and {use.text_tokens_per_step:,} tokens of text" if use.text_tokens_per_step else ""
         rows.append(
             (
-                "injection",
+                "injection" if use.when == "before" else f"injection, {use.when} pretraining",
                 f"{use.steps:,} steps of {run.inject.entries_per_step} of {use.entries:,} entries (about "
-                f"{use.words_per_step:,} words in {use.word_tokens_per_step:,} tokens) and {use.text_tokens_per_step:,} "
-                "tokens of text",
+                f"{use.words_per_step:,} words in {use.word_tokens_per_step:,} tokens){text}",
             )
         )
     for phase in result.batch_phases:

@@ -10,19 +10,18 @@ import yaml
 
 from megalign.answers.trained_run import load_run_model, newest_checkpoint, reading_config, single_process
 from megalign.clika.knowledge import Row
-from megalign.conductivity.begun import differences
 from megalign.conductivity.log import TuningLog
 from megalign.conductivity.rows import Example, batches, digest_of, examples_of
 from megalign.conductivity.settings import TuneSettings
 from megalign.config.layout import Layout
 from megalign.config.sections import OptimizerConfig
 from megalign.engine import checkpoint
-from megalign.engine.engine import Engine, LanguageBatch
-from megalign.errors import ConfigError, DataError
+from megalign.engine.engine import Engine, LanguageBatch, StepResult
+from megalign.errors import ConfigError
 from megalign.files import make_folder, write_text
+from megalign.training.finetune import STAGE, finetune
 from megalign.training.run import RunFolder, RunInputs
 
-STAGE = "finetune"
 Say = Callable[[str], None]
 
 
@@ -77,14 +76,22 @@ def tune_run(
             "settings": settings.model_dump(mode="json"),
         }
         where = target.checkpoints(STAGE)
-        done = _resume(engine, source, where, state)
         told = TuningLog(log, len(steps), say)
-        for step in range(done + 1, len(steps) + 1):
+
+        def take(step: int) -> StepResult:
             chosen = [examples[at] for at in steps[step - 1]]
-            result = engine.step(micro_batches(chosen, reader.end_id, settings.micro_batch_size), step)
-            told.write(step, result.loss, result.lr)
-            if step % settings.save_steps == 0 or step == len(steps):
-                checkpoint.save(engine, where, step, state, keep=1)
+            return engine.step(micro_batches(chosen, reader.end_id, settings.micro_batch_size), step)
+
+        finetune(
+            engine,
+            where,
+            state,
+            start=lambda: checkpoint.load(engine, newest_checkpoint(RunFolder(source)), with_optimizer=False),
+            take=take,
+            num_steps=len(steps),
+            save_steps=settings.save_steps,
+            told=told,
+        )
 
 
 def micro_batches(examples: Sequence[Example], filler: int, size: int) -> list[LanguageBatch]:
@@ -103,19 +110,3 @@ def micro_batches(examples: Sequence[Example], filler: int, size: int) -> list[L
         )
         for start in range(0, count, size)
     ]
-
-
-def _resume(engine: Engine, source: Path, where: Path, state: dict[str, object]) -> int:
-    """Load the state to go on from; the steps taken."""
-    begun = checkpoint.latest(where)
-    if begun is None:
-        checkpoint.load(engine, newest_checkpoint(RunFolder(source)), with_optimizer=False)
-        return 0
-    found = checkpoint.load(engine, begun)
-    if changed := differences(found, state):
-        raise DataError(
-            f"{where} was begun otherwise: {'; '.join(changed)}.",
-            "Continuing would mix two runs.",
-            "Restore the settings, or choose another folder.",
-        )
-    return int(found["step"])

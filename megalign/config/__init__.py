@@ -14,18 +14,21 @@ from megalign.config.sections import (
     PrecisionConfig,
     TrainConfig,
 )
-from megalign.config.study import CorpusConfig, FactsConfig, MethodConfig, StudyConfig, TableConfig
+from megalign.config.study import CorpusConfig, MethodConfig, StudyConfig, TableConfig
+from megalign.config.tasks import DynamicsConfig, FactsConfig, NliConfig
 
 __all__ = [
     "METHODS",
     "MODELS",
     "CodeswitchConfig",
     "CorpusConfig",
+    "DynamicsConfig",
     "EvaluateConfig",
     "FactsConfig",
     "InjectConfig",
     "MethodConfig",
     "ModelConfig",
+    "NliConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "PrecisionConfig",

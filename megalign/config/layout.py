@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megalign.config.sections import ModelConfig, ParallelConfig
+from megalign.config.sections import ModelConfig, ParallelConfig, PrecisionConfig
 from megalign.errors import ConfigError
+
+# Both sides of a matrix product in FP8 are multiples of this (TransformerEngine's documentation); MXFP8 scales blocks of 32.
+_FP8_MULTIPLES = {"mxfp8": 32}
+_FP8_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,48 @@ class Layout:
         least, more = divmod(num_layers, chunks)
         order = [*range(1, chunks - 1), 0, chunks - 1]
         return [least + (chunk in order[:more]) for chunk in range(chunks)]
+
+    def check_fp8(self, model: ModelConfig, precision: PrecisionConfig) -> None:
+        """Refuse a layout that leaves ranks matrices of sizes which FP8 does not take; without FP8 there is no such rule.
+
+        Raises:
+            ConfigError: naming the size.
+        """
+        if not precision.fp8:
+            return
+        p = self.parallel
+        multiple = _FP8_MULTIPLES.get(precision.fp8, _FP8_MULTIPLE)
+        tokens = p.context * (p.tensor if p.sequence_parallel else 1)
+        for name, size, cut in (
+            ("model.hidden_size", model.hidden_size, p.tensor),
+            ("model.ffn_hidden_size", model.ffn_hidden_size, p.tensor),
+            ("model.sequence_length", model.sequence_length, tokens),
+        ):
+            if size % cut or size // cut % multiple:
+                raise ConfigError(
+                    f"{name} {size} over {cut} ranks is not a multiple of {multiple}.",
+                    f"The matrix products of precision.fp8 {precision.fp8!r} need it.",
+                    f"Set {name} to a multiple of {multiple * cut}, or change the layout.",
+                )
+
+    def num_micro_batches(self, global_batch_size: int, micro_batch_size: int | None = None) -> int:
+        """Micro-batches of a step on every data-parallel rank.
+
+        Args:
+            global_batch_size: windows of a step, all ranks together.
+            micro_batch_size: windows that a rank computes at once; None: all it has.
+
+        Raises:
+            ConfigError: the batch does not divide.
+        """
+        replicas = self.parallel.data
+        multiple = f"train.micro_batch_size {micro_batch_size} x parallel.data" if micro_batch_size else "parallel.data"
+        if global_batch_size % ((micro_batch_size or 1) * replicas):
+            raise ConfigError(
+                f"global_batch_size {global_batch_size} is not a multiple of {multiple} {replicas}.",
+                "Every rank must compute as many windows.",
+            )
+        return global_batch_size // (micro_batch_size * replicas) if micro_batch_size else 1
 
     def check_micro_batches(self, num_micro_batches: int) -> None:
         """Refuse a number of micro-batches a step and rank that interleaving does not divide.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Literal
 
 from megalign.config.run import RunConfig, SourceConfig
 from megalign.errors import ConfigError
@@ -24,7 +25,7 @@ class Method:
     switches: bool = False
 
 
-def _traits(run: RunConfig, *, inject: bool, switch: bool) -> RunConfig:
+def _traits(run: RunConfig, *, inject: Literal["before", "during", "after", False], switch: bool) -> RunConfig:
     if inject and run.inject.steps == 0:
         raise ConfigError(
             "This method injects, but inject.steps is 0.", "It would be another method, silently.", "Set it."
@@ -35,9 +36,9 @@ def _traits(run: RunConfig, *, inject: bool, switch: bool) -> RunConfig:
             "It would be another method, silently.",
             "Set it; the paper uses 0.05.",
         )
-    update: dict[str, object] = {}
-    if not inject:
-        update["inject"] = run.inject.model_copy(update={"steps": 0})
+    update: dict[str, object] = {
+        "inject": run.inject.model_copy(update={"when": inject} if inject else {"steps": 0}),
+    }
     if not switch:
         update["codeswitch"] = run.codeswitch.model_copy(update={"ratio": 0.0})
     return run.model_copy(update=update)
@@ -54,7 +55,37 @@ def joint(run: RunConfig) -> RunConfig:
 
 def prealign(run: RunConfig) -> RunConfig:
     """Injection, then pretraining with input-only codeswitching."""
-    return _traits(run, inject=True, switch=True)
+    return _traits(run, inject="before", switch=True)
+
+
+def partial_table(fraction: float) -> Callable[[RunConfig], RunConfig]:
+    """PreAlign with the most frequent share of the alignment table."""
+
+    def apply(run: RunConfig) -> RunConfig:
+        run = prealign(run)
+        return run.model_copy(update={"data": run.data.model_copy(update={"table_fraction": fraction})})
+
+    return apply
+
+
+def label_mode(mode: str) -> Callable[[RunConfig], RunConfig]:
+    """PreAlign with other targets inside the replacements."""
+
+    def apply(run: RunConfig) -> RunConfig:
+        run = prealign(run)
+        return run.model_copy(update={"codeswitch": run.codeswitch.model_copy(update={"label_mode": mode})})
+
+    return apply
+
+
+def on_the_fly(run: RunConfig) -> RunConfig:
+    """The contrastive loss in the steps of pretraining itself, no codeswitching."""
+    return _traits(run, inject="during", switch=False)
+
+
+def post(run: RunConfig) -> RunConfig:
+    """Pretraining, then the injection, no codeswitching."""
+    return _traits(run, inject="after", switch=False)
 
 
 def cs_only(run: RunConfig) -> RunConfig:
@@ -64,7 +95,7 @@ def cs_only(run: RunConfig) -> RunConfig:
 
 def init_only(run: RunConfig) -> RunConfig:
     """Injection without codeswitching."""
-    return _traits(run, inject=True, switch=False)
+    return _traits(run, inject="before", switch=False)
 
 
 def golden(run: RunConfig) -> RunConfig:
@@ -110,6 +141,42 @@ METHODS: Mapping[str, Method] = {
     ),
     "cs_only": Method("Codeswitching only", "Input-only codeswitching without injection.", cs_only, switches=True),
     "init_only": Method("Injection only", "Injection without codeswitching.", init_only, injects=True),
+    "on_the_fly": Method(
+        "On the fly",
+        "The contrastive loss beside the language-modelling loss during pretraining, without codeswitching.",
+        on_the_fly,
+        injects=True,
+    ),
+    "post": Method(
+        "Post-alignment",
+        "The injection after pretraining instead of before, without codeswitching.",
+        post,
+        injects=True,
+    ),
+    **{
+        f"table_{percent}": Method(
+            f"Table of {percent} %",
+            f"PreAlign with the {percent} % most frequent words of the alignment table.",
+            partial_table(percent / 100),
+            injects=True,
+            switches=True,
+        )
+        for percent in (25, 50, 75)
+    },
+    "vanilla_switching": Method(
+        "Vanilla switching",
+        "PreAlign with codeswitching that also predicts the replacements: every sub-word of one is a target.",
+        label_mode("vanilla"),
+        injects=True,
+        switches=True,
+    ),
+    "first_subword_switching": Method(
+        "First sub-word",
+        "PreAlign with codeswitching that predicts the first sub-word of the original before a replacement.",
+        label_mode("first_subword"),
+        injects=True,
+        switches=True,
+    ),
     "golden": Method(
         "Golden",
         "Clone embeddings start as copies of their originals: the upper bound of alignment.",

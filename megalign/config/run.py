@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from megalign.config.layout import Layout
 from megalign.config.sections import (
     CodeswitchConfig,
     EvaluateConfig,
@@ -20,6 +21,7 @@ from megalign.config.sections import (
     TrackConfig,
     TrainConfig,
 )
+from megalign.errors import ConfigError
 
 
 class SourceConfig(Section):
@@ -59,7 +61,14 @@ class RunDataConfig(Section):
         description="Ranges [first, last] of absolute sample numbers to leave out. May be added while the run is stopped.",
     )
     table: str | None = Field(None, description="Alignment table (parquet); needed for injection and codeswitching.")
+    table_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Most frequent share of the table's entries that is injected and switched; alignment is measured on all.",
+    )
     facts: str | None = Field(None, description="Facts file (json) for cross-lingual knowledge application.")
+    periods: str | None = Field(
+        None, description="Facts file (json) of which every period of pretraining states some, asked at its end."
+    )
     source_language: str = Field("en", description="Language the alignment table starts from.")
 
     @property
@@ -104,6 +113,31 @@ class RunConfig(Section):
             raise ValueError("inject.steps and codeswitch.ratio need data.table, which is not set")
         return self
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages of training, in order; each starts from the weights of the one before."""
+        own = ["inject"] if self.inject.stage_steps else []
+        return ("pretrain", *own) if self.inject.when == "after" else (*own, "pretrain")
+
+    @model_validator(mode="after")
+    def _words_fit_into_pretraining(self) -> RunConfig:
+        if self.inject.steps_during_pretraining > self.train.steps:
+            raise ValueError(
+                f"inject.when is 'during', and train.steps {self.train.steps} has no room for {self.inject.steps} batches of "
+                "words (inject.steps)"
+            )
+        if self.inject.steps_during_pretraining and self.precision.fp8:
+            raise ValueError(
+                "inject.when 'during' computes words in pretraining's precision, and precision.fp8 has none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _periods_are_equal(self) -> RunConfig:
+        if self.data.periods and self.train.batch_size_ramp:
+            raise ValueError("data.periods has periods of equal batches: leave train.batch_size_ramp out")
+        return self
+
     @model_validator(mode="after")
     def _one_beginning(self) -> RunConfig:
         if self.golden_embeddings and self.initial_weights is not None:
@@ -144,12 +178,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _batch_over_replicas(self) -> RunConfig:
-        micro, replicas = self.train.micro_batch_size, self.parallel.data
-        multiple = f"train.micro_batch_size {micro} x parallel.data" if micro else "parallel.data"
         for where, size in self._batch_sizes.items():
-            if size % ((micro or 1) * replicas):
-                raise ValueError(f"{where}global_batch_size {size} is not a multiple of {multiple} {replicas}")
-        if self.inject.steps and self.inject.lm_batch_size % self.parallel.data:
+            try:
+                Layout(self.parallel).num_micro_batches(size, self.train.micro_batch_size)
+            except ConfigError as error:
+                raise ValueError(f"{where}{error.what.rstrip('.')}") from None
+        if self.inject.stage_steps and self.inject.lm_batch_size % self.parallel.data:
             raise ValueError(
                 f"inject.lm_batch_size {self.inject.lm_batch_size} is not a multiple of parallel.data "
                 f"{self.parallel.data}"

@@ -118,9 +118,14 @@ class OptimizerConfig(Section):
 
 
 class InjectConfig(Section):
-    """Alignment injection before pretraining (PreAlign section 3.1): contrastive loss on words plus LM loss."""
+    """Alignment injection (PreAlign section 3.1): contrastive loss on words plus LM loss."""
 
-    steps: NonNegative = Field(0, description="Injection steps; 0: none.")
+    steps: NonNegative = Field(0, description="Steps with a batch of words; 0: none.")
+    when: Literal["before", "during", "after"] = Field(
+        "before",
+        description="before or after pretraining, as a stage of its own; during: in that many of pretraining's steps, evenly "
+        "spread, whose batch and optimizer are pretraining's (lm_batch_size, lm_weight and optimizer then mean nothing).",
+    )
     entries_per_step: Positive = Field(256, description="Alignment-table entries in a global batch of words.")
     temperature: float = Field(0.1, gt=0, description="Temperature of the contrastive loss.")
     level_reduction: Literal["sum", "mean"] | list[Annotated[float, Field(ge=0)]] = Field(
@@ -128,6 +133,7 @@ class InjectConfig(Section):
         description="How the levels' losses combine: sum (paper), mean, or a weight for each level: input embedding, every "
         "layer, output embedding.",
     )
+    contrastive_weight: float = Field(1.0, gt=0, description="Weight of the contrastive loss of all levels together.")
     lm_weight: float = Field(1.0, ge=0, description="Weight of the LM loss beside the contrastive loss.")
     lm_batch_size: Positive = Field(
         2, description="Windows of independently sampled text in a step, all ranks together."
@@ -152,13 +158,27 @@ class InjectConfig(Section):
     def _stop_needs_measuring(self) -> InjectConfig:
         if self.stop_at_retrieval is not None and self.measure_interval is None:
             raise ValueError("stop_at_retrieval needs measure_interval, which is not set")
+        if self.stop_at_retrieval is not None and self.when == "during":
+            raise ValueError("stop_at_retrieval ends a stage of its own; with when 'during' there is none")
         return self
+
+    @property
+    def stage_steps(self) -> int:
+        """Steps of the stage of its own; 0 where it has none."""
+        return 0 if self.when == "during" else self.steps
+
+    @property
+    def steps_during_pretraining(self) -> int:
+        """Steps of pretraining that have a batch of words."""
+        return self.steps if self.when == "during" else 0
 
     def level_weights(self, num_levels: int) -> list[float]:
         """The weight of each level's loss."""
         if isinstance(self.level_reduction, list):
-            return list(self.level_reduction)
-        return [1.0 / num_levels if self.level_reduction == "mean" else 1.0] * num_levels
+            weights = list(self.level_reduction)
+        else:
+            weights = [1.0 / num_levels if self.level_reduction == "mean" else 1.0] * num_levels
+        return [self.contrastive_weight * weight for weight in weights]
 
 
 class SwitchedSourceConfig(Section):
@@ -310,6 +330,13 @@ class EvaluateConfig(Section):
     batch_size: Positive = Field(16, description="Windows computed at once.")
     alignment_entries: Positive = Field(512, description="Most frequent table entries whose similarity is measured.")
     clka: bool = Field(True, description="Score facts and control facts, where the study has them.")
+    parallel_sentences: str | None = Field(
+        None,
+        description="Folder of LANGUAGE.jsonl ({id, text}, parallel by id) in which translations are retrieved; unset: not.",
+    )
+    max_sentences: Annotated[int, Field(ge=2)] = Field(
+        1000, description="Sentences of a language that are taken of it."
+    )
     mixed_script_generations: NonNegative = Field(
         0, description="Continuations of held-out source text in which other languages are looked for; 0: none."
     )

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from megalign.config.ladder import LadderConfig
 from megalign.config.sections import (
     CodeswitchConfig,
     EvaluateConfig,
-    Fraction,
     GuardConfig,
     InjectConfig,
     ModelConfig,
@@ -22,6 +22,7 @@ from megalign.config.sections import (
     TrackConfig,
     TrainConfig,
 )
+from megalign.config.tasks import FACT_LANGUAGES, DynamicsConfig, FactsConfig, NliConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -29,25 +30,35 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 class CorpusConfig(Section):
     """The text of a study and how it becomes a token store."""
 
-    kind: Literal["procedural", "folder"] = Field(description="procedural: made from the seed; folder: files.")
+    kind: Literal["procedural", "folder", "store"] = Field(
+        description="procedural: made from the seed; folder: files; store: a token store, as tools/ make it."
+    )
     path: str | None = Field(
-        None, description="Folder of text (parquet in the CulturaX layout, jsonl, txt); one folder a language inside."
+        None,
+        description="Folder of text (parquet in the CulturaX layout, jsonl, txt), one folder a language inside; or the "
+        "token store.",
     )
     source_language: str = Field("en", description="Language with most text, from which the table starts.")
     target_languages: list[str] = Field(default_factory=list, description="Other languages found in `path`.")
     clone: bool = Field(False, description="Add a clone of the source language (En-Clone): id + vocabulary size.")
-    source_tokens: Positive = Field(description="Training tokens of the source language.")
+    source_tokens: Positive = Field(
+        description="Training tokens of the source language. Of a store, which may have more: its share of the mixture."
+    )
     target_tokens: Positive = Field(description="Training tokens of every other language, the clone included.")
-    validation_tokens: Positive = Field(description="Held-out tokens of every language.")
-    vocab_size: Annotated[int, Field(ge=258)] = Field(description="Ids of the byte-level BPE tokenizer.")
+    validation_tokens: NonNegative = Field(0, description="Held-out tokens of every language. A store has its own.")
+    vocab_size: NonNegative = Field(0, description="Ids of the byte-level BPE tokenizer. A store has its own.")
     tokenizer_characters: Positive = Field(
         4_000_000, description="Characters of every language the tokenizer is trained on."
     )
 
     @model_validator(mode="after")
     def _path_fits_kind(self) -> CorpusConfig:
-        if self.kind == "folder" and not self.path:
-            raise ValueError("kind 'folder' needs path")
+        if self.kind != "procedural" and not self.path:
+            raise ValueError(f"kind {self.kind!r} needs path")
+        if self.kind == "store" and (self.validation_tokens or self.vocab_size):
+            raise ValueError("kind 'store' takes neither validation_tokens nor vocab_size: the store has its own")
+        if self.kind != "store" and (not self.validation_tokens or self.vocab_size < 258):
+            raise ValueError(f"kind {self.kind!r} needs validation_tokens of 1 or more and vocab_size of 258 or more")
         if self.kind == "procedural" and (self.path or self.target_languages):
             raise ValueError("kind 'procedural' takes neither path nor target_languages: it makes its own English text")
         if not self.clone and not self.target_languages:
@@ -65,21 +76,13 @@ class CorpusConfig(Section):
         return ([self.clone_language] if self.clone else []) + self.target_languages
 
 
-class FactsConfig(Section):
-    """Artificial facts stated in the source language only, tested in every language (CLKA)."""
-
-    num_relations: Positive = Field(10, description="Relations; each has its own objects.")
-    objects_per_relation: Annotated[int, Field(ge=4)] = Field(6, description="Facts of a relation, one an object.")
-    repetitions: Positive = Field(200, description="How often each fact is stated in the training text.")
-    chatter_share: Fraction = Field(
-        0.12, description="Share of documents that end with a sentence naming two entities without stating a fact."
-    )
-
-
 class TableConfig(Section):
     """The word alignment table."""
 
-    kind: Literal["golden", "muse"] = Field(description="golden: every word with its clone; muse: dictionary files.")
+    kind: Literal["golden", "muse", "file"] = Field(
+        description="golden: every word with its clone; muse: dictionary files; file: a table of tools/build_table.py."
+    )
+    path: str | None = Field(None, description="The file of kind file (parquet). It is taken as it is.")
     dictionaries: dict[str, str] = Field(default_factory=dict, description="Target language -> MUSE-format file.")
     min_count: NonNegative = Field(20, description="Words must occur more often than this in the source text.")
     max_translations: Positive = Field(5, description="Translations kept a word and language.")
@@ -89,8 +92,10 @@ class TableConfig(Section):
     def _files_fit_kind(self) -> TableConfig:
         if self.kind == "muse" and not self.dictionaries:
             raise ValueError("kind 'muse' needs dictionaries: {language: file}")
-        if self.kind == "golden" and self.dictionaries:
-            raise ValueError("kind 'golden' takes no dictionaries")
+        if self.kind != "muse" and self.dictionaries:
+            raise ValueError(f"kind {self.kind!r} takes no dictionaries")
+        if (self.kind == "file") != (self.path is not None):
+            raise ValueError("kind 'file', and no other, needs path")
         return self
 
 
@@ -129,9 +134,14 @@ class StudyConfig(Section):
     methods: Annotated[list[MethodConfig], Field(min_length=1)] = Field(description="What is compared.")
     corpus: CorpusConfig
     facts: FactsConfig | None = Field(None, description="Artificial facts; unset: none.")
+    dynamics: DynamicsConfig | None = Field(None, description="Facts learned in periods of pretraining; unset: none.")
+    nli: NliConfig | None = Field(None, description="Language inference after pretraining; unset: none.")
     table: TableConfig
     model: ModelConfig
     train: TrainConfig
+    ladder: LadderConfig | None = Field(
+        None, description="Sizes and target ratios at which every method is run; unset: those of model and corpus."
+    )
     inject: InjectConfig = Field(default_factory=InjectConfig)
     codeswitch: CodeswitchConfig = Field(default_factory=CodeswitchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
@@ -161,12 +171,56 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _ratios_are_of_methods(self) -> StudyConfig:
+        labels = [method.label for method in self.methods]
+        unknown = [name for name in (self.ladder.ratios_of if self.ladder else ()) if name not in labels]
+        if unknown:
+            raise ValueError(f"ladder.ratios_of names {unknown[0]}, which is not among methods: {', '.join(labels)}")
+        return self
+
+    @model_validator(mode="after")
     def _table_fits_corpus(self) -> StudyConfig:
         if self.table.kind == "golden" and not self.corpus.clone:
             raise ValueError("table.kind 'golden' needs corpus.clone: only a clone has a golden table")
         missing = set(self.corpus.target_languages) - set(self.table.dictionaries)
         if self.table.kind == "muse" and missing:
             raise ValueError(f"table.dictionaries has no file for {', '.join(sorted(missing))}")
-        if self.facts and not self.corpus.clone:
-            raise ValueError("facts are tested in a clone language: set corpus.clone, or leave facts out")
+        if self.facts and self.corpus.kind == "store":
+            raise ValueError("facts are stated in text that is still to be encoded: corpus.kind 'store' takes none")
+        if self.facts and self.facts.kind == "invented" and not self.corpus.clone:
+            raise ValueError(
+                "facts of kind 'invented' are tested in a clone language: set corpus.clone or facts.kind, or leave facts out"
+            )
+        if self.facts and self.facts.kind == "wikidata" and self.corpus.clone:
+            raise ValueError(
+                "facts of kind 'wikidata' are for real languages: leave corpus.clone out, or set facts.kind"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _facts_can_be_said(self) -> StudyConfig:
+        corpus, dynamics = self.corpus, self.dynamics
+        named = [corpus.source_language, *corpus.target_languages]
+        unknown = [language for language in named if language not in FACT_LANGUAGES]
+        asks_real = (self.facts is not None and self.facts.kind == "wikidata") or (dynamics and not corpus.clone)
+        if asks_real and unknown:
+            raise ValueError(f"facts cannot be said in {unknown[0]!r}, only in {', '.join(FACT_LANGUAGES)}")
+        if self.nli and self.nli.kind == "generated" and not (corpus.kind == "procedural" and corpus.clone):
+            raise ValueError(
+                "nli.kind 'generated' is for corpus.kind 'procedural' with a clone; set nli.kind to 'files'"
+            )
+        if dynamics is None:
+            return self
+        if corpus.kind == "store":
+            raise ValueError("dynamics has names that the tokenizer must know: corpus.kind 'store' takes none")
+        if corpus.clone and corpus.target_languages:
+            raise ValueError("dynamics is of a clone or of real languages, not of both")
+        interval = self.train.evaluate_interval
+        if interval is None or dynamics.period_steps % interval:
+            raise ValueError(
+                f"dynamics.period_steps {dynamics.period_steps} must be a multiple of train.evaluate_interval, which is "
+                f"{interval}"
+            )
+        if self.train.batch_size_ramp:
+            raise ValueError("dynamics has periods of equal batches: leave train.batch_size_ramp out")
         return self

@@ -15,6 +15,7 @@ from megalign.config.layout import Layout
 from megalign.config.sections import InjectConfig, ModelConfig, OptimizerConfig, PrecisionConfig
 from megalign.engine import context, groups
 from megalign.engine.batch import LanguageBatch as LanguageBatch
+from megalign.engine.classification import LabelledBatch
 from megalign.engine.device import DEVICE, StepTimer
 from megalign.engine.mcore import finalize_model_grads, get_forward_backward_func, parallel_state
 from megalign.engine.model import build_chunks, transformer_config, unwrapped, wrap_for_training
@@ -63,6 +64,7 @@ class Engine:
         optimizer: optimizer and schedule of this stage.
         num_steps: length of the schedule, in steps.
         row_sources: golden alignment, see `megalign.engine.weights.initialise`.
+        num_labels: labels of a classification head, see `engine.classifier`; 0: there is none.
 
     Raises:
         ConfigError, EnvironmentProblem: the layout does not divide the model, or the machine lacks what is asked for.
@@ -79,13 +81,14 @@ class Engine:
         optimizer: OptimizerConfig | None = None,
         num_steps: int = 1,
         row_sources: np.ndarray | None = None,
+        num_labels: int = 0,
     ) -> None:
         self.layout = layout
         self.seed = seed
         self.config = transformer_config(model, layout, precision)
         groups.seed_dropout(seed, 0)
         self._has_dropout = bool(model.hidden_dropout or model.attention_dropout)
-        self.chunks = build_chunks(self.config, model, layout, vocab_size, seed, row_sources)
+        self.chunks = build_chunks(self.config, model, layout, vocab_size, seed, row_sources, num_labels)
         self.taps = WordTaps([unwrapped(chunk) for chunk in self.chunks], self.config)
         self.timer = StepTimer()
         # Called between batches of long measurements, by all ranks equally often; may raise to end them.
@@ -139,13 +142,7 @@ class Engine:
             ConfigError: interleaving does not divide the micro-batches.
             NonFiniteStep: the loss or the gradient is not finite; the weights are those of the step before.
         """
-        self.layout.check_micro_batches(len(batches))
-        self.timer.begin()
-        if self._has_dropout:
-            groups.seed_dropout(self.seed, step)
-        for chunk in self.chunks:
-            chunk.zero_grad_buffer()  # type: ignore[operator]
-        self.optimizer.zero_grad()
+        self._begin(len(batches), step)
         text = [batch for batch in batches if isinstance(batch, LanguageBatch)]
         counts = sum((batch.count_by_source(num_sources) for batch in text), start=np.zeros((2, num_sources)))
         self.timer.end()
@@ -169,6 +166,15 @@ class Engine:
         loss = sum(nll) / num_targets if num_targets else float("nan")
         grad_norm, lr = self._update(step, loss if num_targets else 0.0, level_losses)
         return StepResult(loss, nll, targets, num_bytes, level_losses, grad_norm, lr)
+
+    def _begin(self, num_batches: int, step: int) -> None:
+        self.layout.check_micro_batches(num_batches)
+        self.timer.begin()
+        if self._has_dropout:
+            groups.seed_dropout(self.seed, step)
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()  # type: ignore[operator]
+        self.optimizer.zero_grad()
 
     @staticmethod
     def _nll_by_source(
@@ -317,7 +323,7 @@ class Engine:
     def _word_loss(self, chunk: Any, words: DeviceWords, hidden: torch.Tensor) -> tuple[Any, ...]:
         """The output rows' loss; `hidden` joins with weight 0 so that the backward pass reaches the layers' losses."""
         loss = self.taps.output_loss(chunk, words) + hidden.sum() * 0.0
-        return loss, _ONE.clone(), {"nll": torch.zeros((), dtype=torch.float64, device=DEVICE)}
+        return loss, ONE.clone(), {"nll": torch.zeros((), dtype=torch.float64, device=DEVICE)}
 
     def _level_losses(self) -> list[float]:
         losses = self.taps.level_losses.clone()
@@ -341,7 +347,7 @@ class Engine:
             tokens, labels, mask = (
                 torch.from_numpy(array).to(DEVICE) for array in (batch.tokens, batch.labels, batch.loss_mask)
             )
-            return model(tokens, _positions(tokens), None, labels=labels), partial(language_loss, mask)
+            return model(tokens, positions_of(tokens), None, labels=labels), partial(language_loss, mask)
 
         return self._schedule(batches, ready, forward, forward_only=False)
 
@@ -360,7 +366,7 @@ class Engine:
                     self.taps.capture_output_rows(chunk, batch)
                 return _forward_words(model, batch), lambda hidden, non_loss_data: hidden.new_zeros(())
             tokens = torch.from_numpy(batch.tokens).to(DEVICE)
-            logits = model(tokens, _positions(tokens), None)
+            logits = model(tokens, positions_of(tokens), None)
             assert collect is not None
             return logits, lambda output, non_loss_data: collect(batch, output)
 
@@ -381,7 +387,7 @@ class Engine:
 
     def _schedule(
         self,
-        batches: Sequence[LanguageBatch | WordBatch],
+        batches: Sequence[LanguageBatch | WordBatch] | Sequence[LabelledBatch],
         ready: list[DeviceWords],
         forward: Callable[..., Any],
         *,
@@ -405,12 +411,12 @@ class Engine:
         return result
 
 
-_ONE = torch.ones((), dtype=torch.int)
+ONE = torch.ones((), dtype=torch.int)
 
 
 def _language_loss(mask: torch.Tensor, nll: torch.Tensor, *, weight: float) -> tuple[Any, ...]:
     rows = (nll.float() * mask).sum(dim=1)
-    return rows.sum() * weight, _ONE.clone(), {"nll": rows.detach().double()}
+    return rows.sum() * weight, ONE.clone(), {"nll": rows.detach().double()}
 
 
 def _no_loss(*_: Any) -> tuple[Any, ...]:
@@ -422,23 +428,31 @@ def _own_parts(batches: Sequence[LanguageBatch | WordBatch]) -> list[LanguageBat
     return [context.own_part(batch) if isinstance(batch, LanguageBatch) else batch for batch in batches]
 
 
-def _positions(tokens: torch.Tensor) -> torch.Tensor:
+def positions_of(tokens: torch.Tensor) -> torch.Tensor:
+    """Positions in the whole window of this context-parallel rank's tokens, int64 like `tokens`."""
     own = torch.from_numpy(context.own_positions(tokens.size(1) * context.size()))
     return own.to(tokens.device)[None].expand_as(tokens)
 
 
 def _forward_words(model: Any, words: DeviceWords) -> torch.Tensor:
-    """Hidden states of packed words; the logits are not computed."""
-    chunk = unwrapped(model)
-    post_process, chunk.post_process = chunk.post_process, False
-    rotary = getattr(chunk, "rotary_pos_emb", None)
+    """Hidden states of packed words."""
+    rotary = getattr(unwrapped(model), "rotary_pos_emb", None)
     hook = rotary and rotary.register_forward_pre_hook(context.whole_rotary_rows, with_kwargs=True)
     try:
-        hidden: torch.Tensor = model(
-            words.tokens, words.position_ids, words.attention_mask, extra_block_kwargs={TAGS: words.tags}
+        return hidden_states(
+            model, words.tokens, words.position_ids, words.attention_mask, extra_block_kwargs={TAGS: words.tags}
         )
     finally:
-        chunk.post_process = post_process
         if hook:
             hook.remove()
+
+
+def hidden_states(model: Any, *arguments: Any, **more: Any) -> torch.Tensor:
+    """The model's output without its output layer: the logits are not computed."""
+    chunk = unwrapped(model)
+    post_process, chunk.post_process = chunk.post_process, False
+    try:
+        hidden: torch.Tensor = model(*arguments, **more)
+    finally:
+        chunk.post_process = post_process
     return hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 from megalign.config.layout import Layout
 from megalign.config.sections import ModelConfig, PrecisionConfig
+from megalign.engine.classification import attach_head
 from megalign.engine.device import DEVICE
 from megalign.engine.mcore import (
     DistributedDataParallel,
@@ -93,7 +95,8 @@ def transformer_config(model: ModelConfig, layout: Layout, precision: PrecisionC
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
-        gradient_accumulation_fusion=False,
+        # Linear layers add to the gradient buffer in their matrix product: apex's extension, or host_kernels.
+        gradient_accumulation_fusion=gradient_fusion_available(),
         **recompute,
         **uneven,
         **fp8,
@@ -113,6 +116,7 @@ def build_chunks(
     vocab_size: int,
     seed: int,
     row_sources: np.ndarray | None = None,
+    num_labels: int = 0,
 ) -> list[torch.nn.Module]:
     """This rank's model chunks, initialised by name, below DDP.
 
@@ -123,6 +127,7 @@ def build_chunks(
         vocab_size: ids of the vocabulary, before padding.
         seed: seed of the weights.
         row_sources: golden alignment, see `megalign.engine.weights.initialise`.
+        num_labels: labels of the classification head on the last chunk; 0: none.
     """
     chunks: list[torch.nn.Module] = []
     for stage in range(layout.num_chunks):
@@ -139,9 +144,19 @@ def build_chunks(
             share_embeddings_and_output_weights=model.tied_embeddings,
             vp_stage=vp_stage,
         )
+        if chunk.post_process:
+            # Its rows are also gathered by the embedding and by the contrastive loss: autograd must see their gradient.
+            chunk.output_layer.gradient_accumulation_fusion = False
+        if num_labels and chunk.post_process:
+            attach_head(chunk, config, num_labels)
         chunks.append(chunk.to(DEVICE))
     initialise(chunks, model, seed, row_sources)
     return [Float16Module(config, chunk) for chunk in chunks] if config.bf16 else chunks
+
+
+def gradient_fusion_available() -> bool:
+    """Whether a linear layer's backward pass can add to the gradient buffer by itself."""
+    return DEVICE.type == "cpu" or importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def wrap_for_training(

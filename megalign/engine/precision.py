@@ -28,9 +28,6 @@ _NEEDS = {
     "blockwise": ("2.3", (9, 0)),
     "mxfp8": ("2.1", (10, 0)),
 }
-# Both sides of a matrix product in FP8 are multiples of this.
-_MULTIPLE = {"mxfp8": 32}
-_DEFAULT_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -150,22 +147,10 @@ def _ends(asked: _Asked) -> MegalignError | None:
 
 
 def _sizes(asked: _Asked) -> MegalignError | None:
-    fp8, model, p = asked.precision.fp8, asked.model, asked.layout.parallel
-    if not fp8:
-        return None
-    multiple = _MULTIPLE.get(fp8, _DEFAULT_MULTIPLE)
-    tokens = p.context * (p.tensor if p.sequence_parallel else 1)
-    for name, size, cut in (
-        ("model.hidden_size", model.hidden_size, p.tensor),
-        ("model.ffn_hidden_size", model.ffn_hidden_size, p.tensor),
-        ("model.sequence_length", model.sequence_length, tokens),
-    ):
-        if size % cut or size // cut % multiple:
-            return ConfigError(
-                f"{name} {size} over {cut} ranks is not a multiple of {multiple}.",
-                f"The matrix products of precision.fp8 {fp8!r} need it.",
-                f"Set {name} to a multiple of {multiple * cut}, or change the layout.",
-            )
+    try:
+        asked.layout.check_fp8(asked.model, asked.precision)
+    except ConfigError as error:
+        return error
     return None
 
 

@@ -101,6 +101,17 @@ class WordBatches:
         start = place * self.entries_per_batch
         return self._permutation(epoch)[start : start + self.entries_per_batch]
 
+    def num_read(self, num_batches: int) -> tuple[int, int]:
+        """Words and their tokens in the first `num_batches` global batches, repetitions counted."""
+        starts = self.encoded.entry_offsets
+        words = tokens = 0
+        for step in range(num_batches):
+            entries = self.entries(step)
+            first, last = starts[entries], starts[entries + 1]
+            words += int((last - first).sum())
+            tokens += int((self.encoded.offsets[last] - self.encoded.offsets[first]).sum())
+        return words, tokens
+
     def batch(self, step: int, rank: int = 0, world: int = 1) -> WordBatch:
         """The words of a data-parallel rank at a step.
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from megalign.config import CorpusConfig, FactsConfig, StudyConfig
+from megalign.config import CorpusConfig, StudyConfig
 from megalign.corpus.build import build_language
-from megalign.corpus.facts import FactSet, make_facts, weave_chatter, weave_facts
+from megalign.corpus.knowledge.facts import Knowledge
 from megalign.corpus.procedural import ProceduralEnglish
 from megalign.corpus.readers import Document, list_files, read_rows
 from megalign.corpus.store import StoreWriter, TokenStore
+from megalign.corpus.store.transform import merge_stores
 from megalign.corpus.tokenizer import Tokenizer, train_tokenizer
 from megalign.corpus.vocabulary import Vocabulary
 from megalign.corpus.word_counts import words_of
@@ -23,10 +25,12 @@ from megalign.errors import ConfigError, DataError
 from megalign.files import new_folder
 from megalign.prealign.muse import muse_table
 from megalign.prealign.table import AlignmentTable, golden_table
+from megalign.study.said import Said
 
 # Text read of a folder before it is shuffled, in characters for each token that is wanted.
 _CHARACTERS_PER_TOKEN = 24
 _SAMPLE_DOCUMENTS = 200
+_PARTS = "parts"
 
 
 class Texts:
@@ -91,19 +95,6 @@ class Texts:
         return [texts[number] for number in rng.permutation(len(texts))]
 
 
-def _with_facts(
-    texts: Texts, settings: FactsConfig, facts: FactSet, language: str, role: str, num_documents: int
-) -> Iterator[str]:
-    """Ordinary documents with chatter, and the facts where the role is to state them."""
-    seed = texts.seed
-    stream = weave_chatter(
-        islice(texts.stream(language, role), num_documents), facts, share=settings.chatter_share, seed=seed
-    )
-    if role != "train":
-        return stream
-    return weave_facts(stream, facts, repetitions=settings.repetitions, num_documents=num_documents, seed=seed)
-
-
 def _first_characters(stream: Iterator[str], limit: int) -> Iterator[str]:
     seen = 0
     for text in stream:
@@ -113,24 +104,29 @@ def _first_characters(stream: Iterator[str], limit: int) -> Iterator[str]:
             return
 
 
-def build_tokenizer(study: StudyConfig, texts: Texts, facts: FactSet | None, path: Path) -> Tokenizer:
+def build_tokenizer(study: StudyConfig, texts: Texts, said: Said, path: Path) -> Tokenizer:
     """Train the tokenizer on a balanced sample: as many characters of every language, facts included."""
     corpus = study.corpus
     streams = []
     for language in (corpus.source_language, *corpus.target_languages):
-        stream: Iterator[str] = texts.stream(language, "train")
-        if facts is not None and study.facts is not None and language == corpus.source_language:
-            # About 4 characters a token, 400 a document.
-            count = max(_SAMPLE_DOCUMENTS, corpus.source_tokens // 100)
-            stream = _with_facts(texts, study.facts, facts, language, "train", count)
-        streams.append(_first_characters(stream, corpus.tokenizer_characters))
+        # About 4 characters a token, 400 a document.
+        count = max(_SAMPLE_DOCUMENTS, corpus.source_tokens // 100) if said.facts is not None else 2**62
+        own = language == corpus.source_language or isinstance(said.facts, Knowledge)
+        stream = said.weave(texts.stream(language, "train"), language, "train" if own else "sample", count)
+        streams.append(_first_characters(chain(said.period_statements(language), stream), corpus.tokenizer_characters))
     return train_tokenizer(chain.from_iterable(streams), corpus.vocab_size, path)
 
 
-def _num_documents(texts: Texts, facts: FactSet, settings: FactsConfig, tokenizer: Tokenizer, budget: int) -> int:
+def _num_documents(study: StudyConfig, texts: Texts, said: Said, tokenizer: Tokenizer, budget: int) -> int:
     """Ordinary documents that fill the budget beside the facts, with a little to spare."""
-    language = texts.corpus.source_language
-    sample = [len(tokenizer.encode(t)) + 1 for t in islice(texts.stream(language, "train"), _SAMPLE_DOCUMENTS)]
+    language, settings = study.corpus.source_language, study.facts
+    facts = said.facts_in(language)
+    assert facts is not None
+    assert settings is not None
+    documents: Iterator[str] = islice(texts.stream(language, "train"), _SAMPLE_DOCUMENTS)
+    if study.nli is not None:
+        documents = said.weave(documents, language, "sample", _SAMPLE_DOCUMENTS)
+    sample = [len(tokenizer.encode(text)) + 1 for text in documents]
     statement = float(np.mean([len(tokenizer.encode(facts.statement(fact))) + 0.5 for fact in facts.facts]))
     stated = statement * len(facts.facts) * settings.repetitions
     if stated > 0.8 * budget:
@@ -143,44 +139,70 @@ def _num_documents(texts: Texts, facts: FactSet, settings: FactsConfig, tokenize
     return int((budget - stated) / float(np.mean(sample)) * 1.02) + 1
 
 
-def build_store(study: StudyConfig, texts: Texts, facts: FactSet | None, tokenizer: Tokenizer, path: Path) -> None:
-    """Write the token store: every language's training text to its budget exactly, and its held-out text."""
+def build_part(study: StudyConfig, texts: Texts, said: Said, tokenizer: Tokenizer, language: str, path: Path) -> None:
+    """Write the token store of one language: its training text to its budget exactly, and its held-out text."""
     corpus = study.corpus
     source = corpus.source_language
     languages = (source, *corpus.all_target_languages)
     vocabulary = Vocabulary(tokenizer, languages, {corpus.clone_language: source} if corpus.clone else {})
-    count = 0
-    if facts is not None and study.facts is not None:
-        count = _num_documents(texts, facts, study.facts, tokenizer, corpus.source_tokens)
+    is_clone = language in vocabulary.clone_of
+    origin, role = (source, "clone") if is_clone else (language, "train")
+    budget = corpus.source_tokens if language == source else corpus.target_tokens
+    limit = 2**62
+    if said.facts is not None and language == source:
+        limit = _num_documents(study, texts, said, tokenizer, budget)
+    stream = said.weave(texts.stream(origin, role), origin, role, limit)
+    held_out = texts.stream(origin, "valid")
     with new_folder(path) as temporary, StoreWriter(temporary, vocabulary) as writer:
-        for language in languages:
-            is_clone = language in vocabulary.clone_of
-            origin, role = (source, "clone") if is_clone else (language, "train")
-            stream = texts.stream(origin, role)
-            if facts is not None and study.facts is not None:
-                limit = count if role == "train" else 2**62
-                stream = _with_facts(texts, study.facts, facts, origin, role, limit)
-            budget = corpus.source_tokens if language == source else corpus.target_tokens
-            build_language(writer, documents=stream, language=language, split="train", budget_tokens=budget)
-            build_language(
-                writer,
-                documents=texts.stream(origin, "valid"),
-                language=language,
-                split="valid",
-                budget_tokens=corpus.validation_tokens,
-            )
+        for split, documents, tokens in (("train", stream, budget), ("valid", held_out, corpus.validation_tokens)):
+            build_language(writer, documents=documents, language=language, split=split, budget_tokens=tokens)
 
 
-def build_table(study: StudyConfig, store: TokenStore) -> AlignmentTable:
-    """The alignment table from the words of the stored source text.
+def check_corpus_store(study: StudyConfig) -> TokenStore:
+    """The store that a study of kind store names.
 
     Raises:
-        DataError: a dictionary is missing or damaged, or no word is left.
+        DataError: there is none, or it has less text than the study wants.
+    """
+    corpus = study.corpus
+    store = TokenStore.open(Path(corpus.path or ""))
+    for language in languages_of(study):
+        wanted = corpus.source_tokens if language == corpus.source_language else corpus.target_tokens
+        found = store.num_tokens(language) if store.has(language, "train") else 0
+        if found < wanted:
+            key = "source_tokens" if language == corpus.source_language else "target_tokens"
+            raise DataError(
+                f"The store {corpus.path} has {found:,} training tokens of {language}, fewer than corpus.{key}, {wanted:,}.",
+                fix="Lower it, or preprocess more text.",
+            )
+        if not store.has(language, "valid"):
+            raise DataError(
+                f"The store {corpus.path} has no held-out text of {language}.",
+                "Perplexity is measured on it.",
+                "Preprocess with --valid-fraction.",
+            )
+    return store
+
+
+def build_table(study: StudyConfig, store: TokenStore, more: Iterable[str] = ()) -> AlignmentTable:
+    """The alignment table from the words of the stored source text, or of a file.
+
+    Args:
+        study, store: the settings and the text.
+        more: texts that training reads besides.
+
+    Raises:
+        DataError: a file is missing or damaged, or no word is left.
     """
     corpus, settings = study.corpus, study.table
+    if settings.kind == "file":
+        table = AlignmentTable.load(Path(settings.path or ""))
+        return table.top_fraction(settings.fraction) if settings.fraction < 1 else table
     counts: Counter[str] = Counter()
     for document in store.documents(corpus.source_language):
         counts.update(words_of(store.text(document).text, corpus.source_language))
+    for text in more:
+        counts.update(words_of(text, corpus.source_language))
     if settings.kind == "golden":
         table = golden_table(
             counts,
@@ -205,22 +227,57 @@ def build_table(study: StudyConfig, store: TokenStore) -> AlignmentTable:
     return table.top_fraction(settings.fraction) if settings.fraction < 1 else table
 
 
-def build_data(study: StudyConfig, seed: int, folder: Path) -> None:
-    """Make all data of a seed in `folder`; what is there already is kept."""
+def prepare(study: StudyConfig, seed: int, folder: Path) -> None:
+    """Make facts and tokenizer of a seed in `folder`; what is there already is kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = None
-    if study.facts is not None:
-        facts = make_facts(seed, study.facts.num_relations, study.facts.objects_per_relation)
-        facts.save(folder / "facts.json")
-    texts = Texts(study.corpus, seed)
-    store_path = folder / "store"
-    if not store_path.exists():
-        tokenizer = build_tokenizer(study, texts, facts, folder / "tokenizer.json")
-        build_store(study, texts, facts, tokenizer, store_path)
-        print(f"token store {store_path} is built", flush=True)
-    store = TokenStore.open(store_path)
-    for language in store.languages:
-        print(f"  {language}: {store.num_tokens(language):,} training tokens", flush=True)
-    table = build_table(study, store)
+    said = Said.make(study, seed, folder)
+    if not (folder / "tokenizer.json").exists():
+        tokenizer = build_tokenizer(study, Texts(study.corpus, seed), said, folder / "tokenizer.json")
+        print(f"tokenizer of {tokenizer.vocab_size:,} ids", flush=True)
+
+
+def encode_language(study: StudyConfig, seed: int, folder: Path, language: str) -> None:
+    """Make a language's token store in `folder`; after `prepare`. What is there already is kept."""
+    if (folder / "store").exists() or (part := _part(folder, language)).exists():
+        return
+    said = Said.load(study, seed, folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    build_part(study, Texts(study.corpus, seed), said, tokenizer, language, part)
+    print(f"{language}: {TokenStore.open(part).num_tokens(language):,} training tokens", flush=True)
+
+
+def join(study: StudyConfig, seed: int, folder: Path) -> None:
+    """Make the store of all languages and the alignment table in `folder`; after `encode_language` of each language."""
+    more: Iterable[str] = ()
+    if study.corpus.kind == "store":
+        store = check_corpus_store(study)
+    else:
+        if not (folder / "store").exists():
+            with new_folder(folder / "store") as temporary:
+                merge_stores([_part(folder, language) for language in languages_of(study)], temporary)
+        # The files of the parts are those of the store: hard links, where the file system has them.
+        shutil.rmtree(folder / _PARTS, ignore_errors=True)
+        store = TokenStore.open(folder / "store")
+        more = Said.load(study, seed, folder).period_statements(study.corpus.source_language)
+    table = build_table(study, store, more)
+    folder.mkdir(parents=True, exist_ok=True)
     table.save(folder / "table.parquet")
     print(f"alignment table: {len(table):,} entries, {table.num_rows:,} translations", flush=True)
+
+
+def languages_of(study: StudyConfig) -> list[str]:
+    """The languages that are encoded, the source language first."""
+    return [study.corpus.source_language, *study.corpus.all_target_languages]
+
+
+def _part(folder: Path, language: str) -> Path:
+    return folder / _PARTS / language
+
+
+def build_data(study: StudyConfig, seed: int, folder: Path) -> None:
+    """Make all data of a seed in `folder`, one thing after another; what is there already is kept."""
+    if study.corpus.kind != "store":
+        prepare(study, seed, folder)
+        for language in languages_of(study):
+            encode_language(study, seed, folder, language)
+    join(study, seed, folder)

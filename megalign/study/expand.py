@@ -19,6 +19,9 @@ from megalign.config import (
     apply_overrides,
     validate,
 )
+from megalign.config.tasks import NliConfig
+from megalign.errors import ConfigError
+from megalign.scaling.ladder import Rung, rung_of
 
 _MAX_SLUG = 80
 
@@ -87,10 +90,11 @@ def run_config(study: StudyConfig, folder: StudyFolder, method: MethodConfig, se
         "folder": str(folder.run(method.label, seed)),
         "seed": seed,
         "data": {
-            "store": str(data / "store"),
+            "store": str(corpus.path) if corpus.kind == "store" else str(data / "store"),
             "sources": [source.model_dump() for source in sources],
             "table": str(data / "table.parquet"),
             "facts": str(data / "facts.json") if study.facts else None,
+            "periods": str(data / "periods.json") if study.dynamics else None,
             "source_language": corpus.source_language,
         },
         **{name: getattr(study, name).model_dump(mode="json") for name in shared},
@@ -101,22 +105,111 @@ def run_config(study: StudyConfig, folder: StudyFolder, method: MethodConfig, se
     return validate(RunConfig, content, f"method {method.label}")
 
 
+def nli_settings(study: StudyConfig, folder: StudyFolder, seed: int) -> NliConfig:
+    """The settings of language inference, with the files that the study made; a clone is tested on its original's pairs."""
+    assert study.nli is not None
+    if study.nli.kind == "files":
+        return study.nli
+    made = folder.data(seed) / "nli"
+    corpus = study.corpus
+    languages = (corpus.source_language, *corpus.all_target_languages)
+    files = {"train": str(made / "train.jsonl"), "test": {name: str(made / "test.jsonl") for name in languages}}
+    content = {**study.nli.model_dump(mode="json"), "kind": "files", "num_train": 0, "num_test": 0, **files}
+    return validate(NliConfig, content, f"study {study.name}")
+
+
+@dataclass(frozen=True)
+class LadderRun:
+    """A method at one size and target ratio: one run for each seed.
+
+    Attributes:
+        base: label of the method in the study's settings.
+        size: name of the size.
+        rung: what the rules make of them.
+        method: the method as it is run, with a label of its own.
+    """
+
+    base: str
+    size: str
+    rung: Rung
+    method: MethodConfig
+
+
+def ladder_runs(study: StudyConfig) -> list[LadderRun]:
+    """Sizes x target ratios x methods of a study with a ladder, in this order.
+
+    Raises:
+        ConfigError: a size is not possible, or wants more text than the corpus has.
+    """
+    ladder, corpus = study.ladder, study.corpus
+    if ladder is None:
+        return []
+    found = []
+    for size in ladder.sizes:
+        for ratio in ladder.target_ratios:
+            for method in study.methods:
+                if ratio not in ladder.ratios(method.label):
+                    continue
+                rung = rung_of(
+                    run_config(study, StudyFolder(Path(study.name)), method, study.seeds[0]),
+                    size,
+                    ratio,
+                    ladder,
+                    num_targets=len(corpus.all_target_languages),
+                    vocab_size=corpus.vocab_size * (2 if corpus.clone else 1),
+                )
+                _check_text(study, size.name, rung)
+                title = method.title or METHODS[method.method].title
+                changes: dict[str, Any] = {
+                    "name": f"{method.label}-{size.name}-r{ratio:g}",
+                    "title": f"{title}, {size.name}, {ratio:g}:1",
+                    "set": {**method.set, **rung.settings},
+                }
+                found.append(LadderRun(method.label, size.name, rung, method.model_copy(update=changes)))
+    return found
+
+
+def _check_text(study: StudyConfig, size: str, rung: Rung) -> None:
+    """Refuse a rung that would read text twice: repeated tokens are worth less, and no rule here says how much."""
+    corpus = study.corpus
+    for language, tokens in rung.tokens.items():
+        is_source = language == corpus.source_language
+        available = corpus.source_tokens if is_source else corpus.target_tokens
+        if tokens > available:
+            raise ConfigError(
+                f"The ladder's size {size} reads {tokens:,} tokens of {language} at the target ratio "
+                f"{rung.target_ratio:g}; corpus.{'source' if is_source else 'target'}_tokens is {available:,}.",
+                "Text read twice would make sizes and ratios differ by more than size and ratio.",
+                "Raise the corpus, or lower ladder.budget.",
+            )
+
+
+def methods_of(study: StudyConfig) -> list[MethodConfig]:
+    """What is run for each seed: the study's methods, at every rung of its ladder where it has one."""
+    return [run.method for run in ladder_runs(study)] if study.ladder is not None else list(study.methods)
+
+
 def describe(study: StudyConfig) -> dict[str, Any]:
     """What the report is told of the study (study.json)."""
     corpus = study.corpus
     methods = []
-    for method in study.methods:
+    rungs = {run.method.label: run for run in ladder_runs(study)}
+    for method in methods_of(study):
         preset = METHODS[method.method]
         traits = [name for name, has in (("injection", preset.injects), ("codeswitch", preset.switches)) if has]
-        changed = "; ".join(f"{key} = {value}" for key, value in method.set.items())
-        methods.append(
-            {
-                "name": method.label,
-                "title": method.title or preset.title,
-                "description": preset.description + (f" Here with {changed}." if changed else ""),
-                "traits": traits,
-            }
+        changed = "; ".join(
+            f"{key} = {value}" for key, value in method.set.items() if not isinstance(value, dict | list)
         )
+        entry: dict[str, Any] = {
+            "name": method.label,
+            "title": method.title or preset.title,
+            "description": preset.description + (f" Here with {changed}." if changed else ""),
+            "traits": traits,
+        }
+        if method.label in rungs:
+            run = rungs[method.label]
+            entry["ladder"] = {"method": run.base, "size": run.size, "target_ratio": run.rung.target_ratio}
+        methods.append(entry)
     return {
         "name": study.name,
         "title": study.title or study.name,

@@ -67,6 +67,7 @@ def run_steps(steps: list[Step], folder: StudyFolder, *, max_processes: int, con
     running: dict[str, tuple[Step, LocalProcesses]] = {}
     failed: dict[str, int] = {}
     done = set()
+    skipped: set[str] = set()
     with Progress(folder, steps, console) as progress, ForwardSignals() as signals:
         for step in steps:
             if Path(marker_of(folder, step)).exists():
@@ -98,9 +99,11 @@ def run_steps(steps: list[Step], folder: StudyFolder, *, max_processes: int, con
                     progress.set(step, "failed")
             if signals.received is not None and not running:
                 break
-            for step in [step for step in waiting if any(need in failed for need in step.needs)]:
-                waiting.remove(step)
-                progress.set(step, "skipped")
+            for step in waiting.copy():  # in order: what needs a skipped step stands behind it
+                if any(need in failed or need in skipped for need in step.needs):
+                    waiting.remove(step)
+                    skipped.add(step.name)
+                    progress.set(step, "skipped")
             progress.update()
             time.sleep(0.1)
     if signals.received is not None:

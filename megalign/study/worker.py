@@ -1,4 +1,4 @@
-"""The process that computes: `python -m megalign.study.worker data|run|train|eval ...`, started by the study or the CLI.
+"""The process that computes: `python -m megalign.study.worker train|eval|data|run|... ...`, started by the study or the CLI.
 
 It prints errors a user can act on without a traceback and exits with their code.
 """
@@ -100,19 +100,42 @@ def _harness(config: RunConfig, rank: Rank, settings: str) -> None:
     evaluate_tasks(config, HarnessSettings.model_validate_json(settings))
 
 
-def _study_run(study: StudyConfig, folder: Path, label: str, seed: int) -> RunConfig:
-    from megalign.study.expand import StudyFolder, run_config
+def _inference(config: RunConfig, rank: Rank, settings: str) -> None:
+    from megalign.config.tasks import NliConfig
+    from megalign.evaluation.inference import evaluate_inference
 
-    method = next(method for method in study.methods if method.label == label)
+    evaluate_inference(config, rank, NliConfig.model_validate_json(settings))
+
+
+def _study_run(study: StudyConfig, folder: Path, label: str, seed: int) -> RunConfig:
+    from megalign.study.expand import StudyFolder, methods_of, run_config
+
+    method = next(method for method in methods_of(study) if method.label == label)
     return run_config(study, StudyFolder(folder), method, seed)
+
+
+def _make_data(kind: str, path: Path, seed: int, *languages: str) -> None:
+    from megalign.study import data
+    from megalign.study.expand import StudyFolder
+
+    study, folder = load_study(StudyFolder(path).config), StudyFolder(path).data(seed)
+    if kind == "tokenizer":
+        data.prepare(study, seed, folder)
+    elif kind == "store":
+        for language in languages:
+            data.encode_language(study, seed, folder, language)
+    else:
+        data.join(study, seed, folder)
 
 
 def work(arguments: list[str]) -> None:
     """Do what the arguments say.
 
-    `train CONFIG [OVERRIDE...]`, `eval CONFIG [OVERRIDE...]`: a run. `data STUDY SEED`, `run STUDY LABEL SEED`: a step
-    of a study, STUDY being its folder. `reshard CONFIG SOURCE TARGET all|weights [OVERRIDE...]`: a checkpoint.
-    `lm-eval RUN SETTINGS [OVERRIDE...]`: tasks of lm-evaluation-harness, SETTINGS being JSON.
+    `train CONFIG [OVERRIDE...]`, `eval CONFIG [OVERRIDE...]`: a run. `tokenizer STUDY SEED`, `store STUDY SEED LANGUAGE`,
+    `data STUDY SEED`, `run STUDY LABEL SEED`, `train-run STUDY LABEL SEED` (not evaluated): a step of a study, STUDY
+    being its folder. `reshard CONFIG SOURCE TARGET all|weights [OVERRIDE...]`: a checkpoint.
+    `nli-run STUDY LABEL SEED`: language inference on a run of a study. `lm-eval RUN SETTINGS [OVERRIDE...]`: tasks of
+    lm-evaluation-harness, `nli RUN SETTINGS [OVERRIDE...]`: language inference, SETTINGS being JSON.
     """
     with _leaving_on_request():
         _work(*arguments)
@@ -132,15 +155,23 @@ def _work(kind: str, path: str, *rest: str) -> None:
         settings, *overrides = rest
         dtype = HarnessSettings.model_validate_json(settings).dtype
         _with_engine(reading(Path(path), overrides, dtype), partial(_harness, settings=settings))
-    elif kind == "data":
-        from megalign.study.data import build_data
-        from megalign.study.expand import StudyFolder
+    elif kind == "nli":
+        settings, *overrides = rest
+        run = load_run(Path(path) / "config.yaml", overrides)
+        _with_engine(run, partial(_inference, settings=settings))
+    elif kind == "nli-run":
+        from megalign.study.expand import StudyFolder, nli_settings
 
-        folder = StudyFolder(Path(path))
-        build_data(load_study(folder.config), int(rest[0]), folder.data(int(rest[0])))
-    elif kind == "run":
         study = load_study(Path(path) / "study.yaml")
-        _with_engine(_study_run(study, Path(path), rest[0], int(rest[1])), _train_and_evaluate)
+        run = _study_run(study, Path(path), rest[0], int(rest[1]))
+        named = nli_settings(study, StudyFolder(Path(path)), int(rest[1]))
+        _with_engine(run, partial(_inference, settings=named.model_dump_json()))
+    elif kind in ("tokenizer", "store", "data"):
+        _make_data(kind, Path(path), int(rest[0]), *rest[1:])
+    elif kind in ("run", "train-run"):
+        study = load_study(Path(path) / "study.yaml")
+        run = _study_run(study, Path(path), rest[0], int(rest[1]))
+        _with_engine(run, _train_and_evaluate if kind == "run" else _train)
     else:
         raise ValueError(f"unknown work {kind!r}")
 

@@ -1,4 +1,4 @@
-"""How many samples each step takes: constant, or growing while the run is young."""
+"""What each step takes: how many samples, and whether a batch of words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from megalign.config.sections import TrainConfig
+from megalign.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,33 @@ class BatchSchedule:
         """The most steps that take no more than `num_samples` samples."""
         phase = max(0, bisect_left(self.first_positions, num_samples + 1) - 1)
         return self.first_steps[phase] - 1 + (num_samples - self.first_positions[phase]) // self.sizes[phase]
+
+
+class WordSchedule:
+    """Batches of words in steps of another kind, evenly spread, the last of them in the last step.
+
+    Args:
+        num_steps: steps there are.
+        num_batches: steps that have a batch of words.
+
+    Raises:
+        ConfigError: there are more batches than steps.
+    """
+
+    def __init__(self, num_steps: int, num_batches: int) -> None:
+        if num_batches > num_steps:
+            raise ConfigError(
+                f"The {num_steps} steps of pretraining have no room for {num_batches} batches of words (inject.steps).",
+                "A step has at most one.",
+                "Lower inject.steps, or raise train.steps or train.max_epochs.",
+            )
+        self.num_steps, self.num_batches = num_steps, num_batches
+
+    def taken(self, num_steps: int) -> int:
+        """Batches of words in the first `num_steps` steps."""
+        return num_steps * self.num_batches // self.num_steps
+
+    def batch_of(self, step: int) -> int | None:
+        """Number, from 0, of the batch of words in step `step`, from 1; None where it has none."""
+        before = self.taken(step - 1)
+        return before if self.taken(step) > before else None

@@ -15,11 +15,15 @@ from typing import Any
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
 from megalign.errors import ConfigError
-from megalign.prealign.words import WordBatches
 from megalign.scaling.activations import Hardware, MicroBatch
 from megalign.scaling.devices import Device
-from megalign.scaling.flops import forward_flops, hardware_flops_per_token, training_flops_per_token, utilisation
-from megalign.scaling.memory import RankMemory, checkpoint_bytes, enough_micro_batches, estimate_memory
+from megalign.scaling.flops import (
+    hardware_flops_per_token,
+    training_flops_per_token,
+    utilisation,
+    word_training_flops_per_token,
+)
+from megalign.scaling.memory import USABLE_SHARE, RankMemory, checkpoint_bytes, enough_micro_batches, estimate_memory
 from megalign.scaling.parameters import count_parameters, count_rank
 from megalign.scaling.schedule import bubble_share
 from megalign.training.batch_schedule import BatchSchedule
@@ -29,7 +33,6 @@ from megalign.training.samples import Samples, check_hit_rate
 
 # Muennighoff et al. 2023 (arXiv 2305.16264): up to 4 epochs, repeated text is worth almost as much as fresh text.
 MANY_EPOCHS = 4.0
-_FULL = 0.9  # of a device's memory: the rest goes to what the estimate does not count
 _LONG_BUBBLE = 0.25
 
 
@@ -88,12 +91,14 @@ class InjectionUse:
     """What the injection computes; words are those of its first batch.
 
     Attributes:
-        steps: injection steps.
+        when: before, during or after pretraining.
+        steps: steps with words.
         entries: of the alignment table that can be aligned.
         words_per_step, word_tokens_per_step: all ranks together; tokens with the packing's padding.
-        text_tokens_per_step: all ranks together.
+        text_tokens_per_step: of the injection's own text, all ranks together.
     """
 
+    when: str
     steps: int
     entries: int
     words_per_step: int
@@ -109,9 +114,9 @@ class DryRun:
         parameters: by part, `total` and `non_embedding`, and `stages`: what a rank of each pipeline stage holds.
         stage_layers: for each pipeline stage the layers of its chunks.
         batch_phases: pretraining steps by batch size.
-        steps, tokens: of "inject" and "pretrain".
+        steps, tokens: of the stages "inject" and "pretrain".
         flops: `per_token` of training (model FLOPs), `per_token_causal`, `per_token_hardware` (with recomputation), and
-            totals "inject" and "pretrain".
+            totals "inject" (the words, and its own text) and "pretrain".
         memory: the peak of a rank of each pipeline stage, the larger one of injection and pretraining.
         checkpoints: `bytes` of each, `written` and `kept` of both stages, `bytes_kept`.
         steps_logged: steps that the folder's metrics already have, by stage.
@@ -256,7 +261,7 @@ def dry_run(
         bubble=bubble_share(layout, phases[-1].num_micro_batches),
         batch_phases=phases,
         injection=injection,
-        steps={"inject": config.inject.steps, "pretrain": inputs.num_steps},
+        steps={"inject": config.inject.stage_steps, "pretrain": inputs.num_steps},
         tokens=_tokens(inputs, injection),
         sources=_sources(inputs),
         flops=flops,
@@ -303,8 +308,10 @@ def _phases(config: RunConfig, schedule: BatchSchedule, num_steps: int, layout: 
     for size, first, end in zip(schedule.sizes, schedule.first_steps, ends, strict=True):
         if first > min(end, num_steps):
             continue
-        num_micro_batches = size // (config.micro_batch_size * config.parallel.data)
+        num_micro_batches = layout.num_micro_batches(size, config.micro_batch_size)
         layout.check_micro_batches(num_micro_batches)
+        if config.inject.steps_during_pretraining:
+            layout.check_micro_batches(num_micro_batches + 1)
         tokens = size * config.model.sequence_length
         found.append(BatchPhase(first, min(end, num_steps), size, num_micro_batches, tokens))
     return found
@@ -317,27 +324,26 @@ def _words(inputs: RunInputs, layout: Layout) -> list[MicroBatch]:
         ConfigError: the table is too small for a batch, or interleaving does not divide the micro-batches.
     """
     config = inputs.config
-    batches = WordBatches(
-        inputs.encoded,
-        entries_per_batch=config.inject.entries_per_step,
-        seed=config.seed,
-        row_width_tokens=config.inject.row_width_tokens,
-    )
-    # Injection reads an order of its own over the same store.
-    Samples(inputs.store, config.data, config.model.sequence_length, config.seed, name="inject")
-    layout.check_micro_batches(2)
+    batches = inputs.word_batches()
+    if config.inject.stage_steps:
+        # It reads an order of its own over the same store.
+        Samples(inputs.store, config.data, config.model.sequence_length, config.seed, name="inject")
+        layout.check_micro_batches(2)
+    _ = inputs.word_schedule
     found = [batches.batch(0, rank, config.parallel.data) for rank in range(config.parallel.data)]
     return [MicroBatch(len(b.tokens), batches.width, b.num_words, len(b.entry)) for b in found]
 
 
 def _injection(inputs: RunInputs, words: Sequence[MicroBatch]) -> InjectionUse:
     config = inputs.config
+    text = 0 if config.inject.when == "during" else config.inject.lm_batch_size * config.model.sequence_length
     return InjectionUse(
+        when=config.inject.when,
         steps=config.inject.steps,
         entries=len(inputs.encoded.batch_entries),
         words_per_step=words[0].num_all_words,
         word_tokens_per_step=sum(batch.rows * batch.width for batch in words),
-        text_tokens_per_step=config.inject.lm_batch_size * config.model.sequence_length,
+        text_tokens_per_step=text,
     )
 
 
@@ -375,8 +381,7 @@ def _flops(config: RunConfig, vocab_size: int, inputs: RunInputs, injection: Inj
         "pretrain": per_token * _tokens(inputs, injection)["pretrain"],
     }
     if injection:
-        width = max(config.inject.row_width_tokens, 1)
-        words = 3 * forward_flops(model, vocab_size, sequence_length=width).layers  # words have no logits
+        words = word_training_flops_per_token(model, vocab_size, config.inject.row_width_tokens)
         step = injection.word_tokens_per_step * words + injection.text_tokens_per_step * per_token
         flops["inject"] = injection.steps * step
     return flops
@@ -387,11 +392,14 @@ def _memory(
 ) -> list[RankMemory]:
     layout, length = Layout(config.parallel), config.model.sequence_length
     num = enough_micro_batches(layout, max(phase.num_micro_batches for phase in phases))
-    steps = [[MicroBatch(config.micro_batch_size, length)] * num]
+    text = [MicroBatch(config.micro_batch_size, length)] * num
+    steps = [(config.precision, text)]
     if words:
-        text = MicroBatch(config.inject.lm_batch_size // config.parallel.data, length)
-        steps.append([max(words, key=lambda batch: batch.rows), text])
-    peaks = [estimate_memory(config.model, layout, config.precision, vocab_size, step, hardware) for step in steps]
+        largest = max(words, key=lambda batch: batch.rows)
+        if config.inject.stage_steps:
+            text = [MicroBatch(config.inject.lm_batch_size // config.parallel.data, length)]
+        steps.append((config.precision.without_fp8(), [largest, *text]))
+    peaks = [estimate_memory(config.model, layout, numbers, vocab_size, step, hardware) for numbers, step in steps]
     return [max(of_stage, key=lambda memory: memory.total) for of_stage in zip(*peaks, strict=True)]
 
 
@@ -401,7 +409,7 @@ def _checkpoints(config: RunConfig, num_parameters: int, num_steps: int) -> dict
         num_parameters, config.precision, distributed_optimizer=config.parallel.distributed_optimizer
     )
     written = kept = 0
-    for steps in (config.inject.steps, num_steps):
+    for steps in (config.inject.stage_steps, num_steps):
         saved = sorted({*range(train.checkpoint_interval or steps, steps + 1, train.checkpoint_interval or 1), steps})
         saved = saved if steps else []
         permanent = [s for s in saved if train.keep_permanent_interval and s % train.keep_permanent_interval == 0]
@@ -417,11 +425,13 @@ def _progress(
     logged = logged_steps(folder.metrics)
     schedule = inputs.batch_schedule
     total = schedule.taken(inputs.num_steps)
-    read = schedule.taken(min(logged["pretrain"], inputs.num_steps))
-    left = flops["pretrain"] * (1 - read / total)
-    if config.inject.steps and not logged["pretrain"]:
-        left += flops["inject"] * (1 - min(logged["inject"] / config.inject.steps, 1.0))
-    return logged, left
+    done = {"pretrain": schedule.taken(min(logged["pretrain"], inputs.num_steps)) / total}
+    done["inject"] = min(logged["inject"] / (config.inject.stage_steps or inputs.num_steps), 1.0)
+    if config.inject.when == "during":
+        done["inject"] = done["pretrain"]
+    elif config.inject.when == "before" and logged["pretrain"]:
+        done["inject"] = 1.0  # it may have ended early
+    return logged, sum(flops[stage] * (1 - share) for stage, share in done.items())
 
 
 def logged_steps(metrics: Path) -> dict[str, int]:
@@ -438,7 +448,7 @@ def _warnings(config: RunConfig, result: DryRun, many_epochs: float) -> list[str
     found = []
     need = result.fullest
     memory = result.device.memory_bytes if result.device else None
-    if result.device and memory and need.total > _FULL * memory:
+    if result.device and memory and need.total > USABLE_SHARE * memory:
         found.append(
             f"a rank of stage {need.stage} needs {need.total / 2**30:.3g} GiB ({need.moment}), and {result.device.title} "
             f"has {memory / 2**30:.3g} GiB, a tenth of which goes to what is not counted: lower train.micro_batch_size, "

@@ -119,16 +119,22 @@ def _imported(folder: ImportedFolder, named: Path | None) -> Weights:
 
 
 def newest_checkpoint(folder: RunFolder) -> Path:
-    """The newest checkpoint of fine-tuning, else of pretraining.
+    """The newest checkpoint of fine-tuning, else of the last stage of training from pretraining on.
 
     Raises:
         DataError: there is none.
     """
-    found = [checkpoint.latest(folder.checkpoints(stage)) for stage in ("finetune", "pretrain")]
-    path = next((one for one in found if one is not None), None)
+    path = checkpoint.latest(folder.checkpoints("finetune")) or trained_checkpoint(folder)
     if path is None:
         raise DataError(f"{folder.path} has no checkpoint of pretraining.", fix="Train the run first.")
     return path
+
+
+def trained_checkpoint(folder: RunFolder) -> Path | None:
+    """The newest checkpoint of the last stage of training, pretraining or one after it; None where there is none."""
+    if checkpoint.latest(folder.checkpoints("pretrain")) is None:
+        return None
+    return checkpoint.newest([folder.checkpoints(stage) for stage in ("inject", "pretrain")])
 
 
 def initial_weights(inputs: RunInputs) -> Weights | None:

@@ -16,12 +16,15 @@ from megalign.cluster.ownership import Ownership
 from megalign.config import RunConfig
 from megalign.config.compare import differences
 from megalign.config.layout import Layout
+from megalign.corpus.knowledge.facts import Knowledge
 from megalign.corpus.store import TokenStore
 from megalign.errors import ConfigError, DataError
 from megalign.files import write_text
 from megalign.prealign.encoded import EncodedTable
 from megalign.prealign.table import AlignmentTable
-from megalign.training.batch_schedule import BatchSchedule
+from megalign.prealign.words import WordBatches
+from megalign.training.batch_schedule import BatchSchedule, WordSchedule
+from megalign.training.period_windows import PeriodWindows
 from megalign.training.samples import Samples, build_switcher
 
 if TYPE_CHECKING:
@@ -121,6 +124,7 @@ def _may_change(key: str) -> bool:
         "data.store",
         "data.table",
         "data.facts",
+        "data.periods",
         "initial_weights",
     }
 
@@ -142,16 +146,47 @@ class RunInputs:
         return cls(config, TokenStore.open(Path(config.data.store)))
 
     @cached_property
-    def encoded(self) -> EncodedTable:
-        """The alignment table in the store's token ids."""
+    def whole_table(self) -> EncodedTable:
+        """The alignment table in the store's token ids, whatever share of it the run uses: what alignment is measured on."""
         if self.config.data.table is None:
             raise ConfigError("data.table is not set.", "This method needs an alignment table.", "Set data.table.")
         table = AlignmentTable.load(Path(self.config.data.table))
         return EncodedTable(table, self.store.vocabulary, self.config.data.source_language)
 
     @cached_property
+    def encoded(self) -> EncodedTable:
+        """The part of the alignment table that is injected and switched."""
+        whole, fraction = self.whole_table, self.config.data.table_fraction
+        if fraction == 1:
+            return whole
+        return EncodedTable(whole.table.top_fraction(fraction), self.store.vocabulary, whole.source_language)
+
+    def word_batches(self) -> WordBatches:
+        """The injection's batches of words.
+
+        Raises:
+            ConfigError: the table is too small for a batch.
+        """
+        inject = self.config.inject
+        return WordBatches(
+            self.encoded,
+            entries_per_batch=inject.entries_per_step,
+            seed=self.config.seed,
+            row_width_tokens=inject.row_width_tokens,
+        )
+
+    @property
+    def word_schedule(self) -> WordSchedule:
+        """The steps of pretraining that have a batch of words.
+
+        Raises:
+            ConfigError: pretraining has fewer steps than there are batches.
+        """
+        return WordSchedule(self.num_steps, self.config.inject.steps_during_pretraining)
+
+    @cached_property
     def table_fingerprint(self) -> str:
-        """16 hex digits of the alignment table's content."""
+        """16 hex digits of the content of what is used of the alignment table."""
         content = json.dumps([self.encoded.source_language, list(self.encoded.table.rows())])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -160,7 +195,38 @@ class RunInputs:
         """The training text."""
         config = self.config
         switcher = build_switcher(config, self.encoded) if config.codeswitch.ratio else None
-        return Samples(self.store, config.data, config.model.sequence_length, config.seed, switcher=switcher)
+        return Samples(
+            self.store, config.data, config.model.sequence_length, config.seed, switcher=switcher, periods=self.periods
+        )
+
+    @cached_property
+    def period_facts(self) -> Knowledge | None:
+        """The facts that periods of pretraining state; None where there are none.
+
+        Raises:
+            DataError: the file has no facts with periods.
+        """
+        path = self.config.data.periods
+        if path is None:
+            return None
+        knowledge = Knowledge.load(Path(path))
+        if not knowledge.num_periods or not knowledge.period_steps:
+            raise DataError(f"{path} has no facts with periods.", fix="Let the study make it, or unset data.periods.")
+        return knowledge
+
+    @cached_property
+    def periods(self) -> PeriodWindows | None:
+        """The windows of those facts."""
+        knowledge, config = self.period_facts, self.config
+        if knowledge is None:
+            return None
+        return PeriodWindows(
+            knowledge,
+            self.store.vocabulary,
+            length=config.model.sequence_length,
+            samples_per_period=int(knowledge.period_steps or 0) * config.train.global_batch_size,
+            seed=config.seed,
+        )
 
     @cached_property
     def batch_schedule(self) -> BatchSchedule:
@@ -184,13 +250,20 @@ class RunInputs:
             )
         return min(train.steps, steps)
 
+    def stage_steps(self, stage: str) -> int:
+        """Steps that a stage of training has, if it does not end early."""
+        return self.num_steps if stage == "pretrain" else self.config.inject.stage_steps
+
+    def steps_since_pretraining_began(self, stage: str, step: int) -> int:
+        """Where scores measured at a stage's step stand: those of an injection after pretraining follow its steps."""
+        return step if stage == "pretrain" else self.num_steps + step
+
     def engine(self, layout: Layout, stage: str | None) -> Engine:
         """A fresh engine for a stage ("inject", "pretrain"), or one that only reads (None)."""
         from megalign.engine.engine import Engine
 
         config = self.config
         optimizer = {"inject": config.inject.optimizer, "pretrain": config.train.optimizer}.get(stage or "")
-        steps = {"inject": config.inject.steps, "pretrain": self.num_steps}.get(stage or "", 1)
         vocabulary = self.store.vocabulary
         return Engine(
             config.model,
@@ -200,6 +273,6 @@ class RunInputs:
             vocab_size=vocabulary.size,
             seed=config.seed,
             optimizer=optimizer,
-            num_steps=max(steps, 1),
+            num_steps=self.stage_steps(stage) if stage else 1,
             row_sources=vocabulary.row_sources() if config.golden_embeddings else None,
         )

@@ -20,11 +20,13 @@ from megalign.prealign.words import WordBatch
 from megalign.training.guards import Guards
 from megalign.training.losses import SourceLosses
 from megalign.training.metrics import MetricsLog
+from megalign.training.prefetch import Prefetch
 from megalign.training.stop import StopRequest
 from megalign.training.tracking import ProfileWindow, Tracker
 from megalign.training.watchdog import Watchdog
 
 Batch = LanguageBatch | WordBatch
+StepData = tuple[Sequence[Batch], Callable[[], None]]
 # Measures, and returns what writes the results down, on the rank that does.
 Probe = Callable[[Engine, int], Callable[[], None] | None]
 
@@ -35,8 +37,10 @@ class Stage:
 
     Attributes:
         name: "inject" or "pretrain".
+        number: its place among the run's stages, from 0.
         num_steps: length.
-        batches: step (from 1) -> this rank's micro-batches.
+        batches: step (from 1) -> this rank's micro-batches. Called one step ahead, in another thread.
+        counted: called after `batches`, there; what it returns is called when the step is taken.
         samples_after: steps taken -> training windows read, all ranks together.
         sequence_length: tokens of a window.
         samples_of: step -> numbers of the samples of its global batch.
@@ -46,6 +50,7 @@ class Stage:
         watchdog: told where this rank is.
         extra: values added to every line of metrics.
         inject: settings of the contrastive loss; None without words.
+        lm_weight: weight of the language-modelling loss.
         probe: called with the engine and the step where `probe_interval` says, and before the first step.
         measure: called with the engine and the step after every step; the values go into its line of metrics.
         ended: whether the stage is over before `num_steps`; asked after `measure`, equal on all ranks.
@@ -60,6 +65,7 @@ class Stage:
     """
 
     name: str
+    number: int
     num_steps: int
     batches: Callable[[int], Sequence[Batch]]
     samples_after: Callable[[int], int]
@@ -72,8 +78,10 @@ class Stage:
     log_interval: int
     checkpoint_interval: int | None
     keep_checkpoints: int
+    counted: Callable[[], Callable[[], None]] = field(default=lambda: lambda: None)
     extra: Callable[[], dict[str, Any]] = dict
     inject: InjectConfig | None = None
+    lm_weight: float = 1.0
     probe: Probe | None = None
     probe_interval: int | None = None
     measure: Callable[[Engine, int], dict[str, Any]] = field(default=lambda engine, step: {})
@@ -142,7 +150,8 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, s
     """
     step, unmeasured = resume(stage, engine, folder)
     if metrics_path is None:
-        _take_steps(stage, engine, folder, stop, None, step, unmeasured)
+        with _ahead(stage) as data:
+            _take_steps(stage, engine, data, folder, stop, None, step, unmeasured)
         return 0.0
     log = MetricsLog(
         metrics_path,
@@ -154,15 +163,21 @@ def run(stage: Stage, engine: Engine, folder: Path, metrics_path: Path | None, s
         utilisation=stage.utilisation,
     )
     try:
-        _take_steps(stage, engine, folder, stop, log, step, unmeasured)
+        with _ahead(stage) as data:
+            _take_steps(stage, engine, data, folder, stop, log, step, unmeasured)
     finally:
         log.close()
     return log.compute_seconds
 
 
+def _ahead(stage: Stage) -> Prefetch[StepData]:
+    return Prefetch(lambda step: (stage.batches(step), stage.counted()), stage.num_steps)
+
+
 def _take_steps(
     stage: Stage,
     engine: Engine,
+    data: Prefetch[StepData],
     folder: Path,
     stop: StopRequest,
     log: MetricsLog | None,
@@ -200,7 +215,7 @@ def _take_steps(
                 decision.stop,
                 "Run the same command again to continue.",
             )
-        result = _step(stage, engine, step + 1, log)
+        result = _step(stage, engine, data, step + 1, log)
         step += 1
         measured = _measure(stage, engine, step, log)
         if result and (measured or step % stage.log_interval == 0 or step in (1, stage.num_steps)):
@@ -224,21 +239,23 @@ def _take_steps(
     saver.finish()
 
 
-def _step(stage: Stage, engine: Engine, step: int, log: MetricsLog | None) -> StepResult | None:
+def _step(
+    stage: Stage, engine: Engine, data: Prefetch[StepData], step: int, log: MetricsLog | None
+) -> StepResult | None:
     """Take a step; None where it was left out because something was not finite."""
     stage.watchdog.at(stage.name, step, "data")
     started = time.monotonic()
     engine.timer.begin()
-    batches = stage.batches(step)
+    batches, count = data.take(step)
+    count()
     if log:
         log.waited_for_data(time.monotonic() - started)
     stage.watchdog.at(stage.name, step, "compute")
-    lm_weight = stage.inject.lm_weight if stage.inject else 1.0
     if stage.profile:
         stage.profile.before(step)
     try:
         result = engine.step(
-            batches, step, lm_weight=lm_weight, inject=stage.inject, num_sources=len(stage.losses.names)
+            batches, step, lm_weight=stage.lm_weight, inject=stage.inject, num_sources=len(stage.losses.names)
         )
     except NonFiniteStep as error:
         stage.guards.not_finite(error, engine, batches, stage.samples_of(step))
@@ -314,6 +331,7 @@ def _save(
     samples = stage.samples_after(step)
     state = {
         "stage": stage.name,
+        "stage_number": stage.number,
         "samples": samples,
         "unmeasured": unmeasured,
         **stage.state(samples),

@@ -1,34 +1,27 @@
-"""One run: injection where the method has it, then pretraining. Rerun to continue."""
+"""One run: its stages of training one after the other. Rerun to continue."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
-from megalign.engine import checkpoint, groups
-from megalign.engine.device import device_name
+from megalign.engine import checkpoint
+from megalign.engine.engine import Engine
 from megalign.errors import DataError
 from megalign.files import read_json, write_json
-from megalign.prealign.words import WordBatches
-from megalign.scaling.devices import load_devices, recognise
-from megalign.scaling.flops import achieved_flops, training_flops_per_token, utilisation
+from megalign.scaling.flops import training_flops_per_token, word_training_flops_per_token
 from megalign.training import loop
-from megalign.training.guards import EventLog, Guards
-from megalign.training.initial import Weights, initial_weights, start_from
-from megalign.training.injection import InjectionMonitor
+from megalign.training.initial import initial_weights, start_from
 from megalign.training.inputs import RunFolder as RunFolder
 from megalign.training.inputs import RunInputs as RunInputs
-from megalign.training.losses import SourceLosses
 from megalign.training.metrics import mean_speed
-from megalign.training.samples import Samples, check_hit_rate
+from megalign.training.stages import RunContext, build_stage, consumed_tokens
 from megalign.training.stop import StopRequest
-from megalign.training.switch_totals import SwitchTotals
-from megalign.training.tracking import ProfileWindow, Tracker, check_installed, open_trackers
+from megalign.training.tracking import check_installed
 from megalign.training.watchdog import Watchdog
 
 
@@ -38,7 +31,7 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
     Args:
         config: the run.
         rank: this process.
-        probe: measures alignment and perplexity every train.evaluate_interval steps of pretraining.
+        probe: measures alignment and perplexity every train.evaluate_interval steps, from the beginning of pretraining on.
 
     Raises:
         StoppedOnRequest: a signal came; the state is saved.
@@ -58,215 +51,53 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
     started = time.monotonic()
     seconds = 0.0
     limit, margin = config.train.max_seconds, config.train.stop_margin_seconds
-    watchdog = Watchdog(folder.hang, rank.rank, rank.world_size, config.guards.hang_seconds)
+    watchdog = Watchdog(folder.hang, rank.rank, rank.world_size, config.guards.hang_seconds, config.stages)
+    context = RunContext(inputs, folder, layout, writes, watchdog, start, probe)
     try:
         with StopRequest(folder.path, max_seconds=limit, margin_seconds=margin) as stop, watchdog:
-            if config.inject.steps:
-                seconds += _inject(inputs, folder, layout, writes, stop, watchdog, start)
-            seconds += _pretrain(inputs, folder, layout, writes, probe, stop, watchdog, start)
+            for number, name in enumerate(config.stages):
+                seconds += _run_stage(context, name, config.stages[number - 1] if number else None, stop)
         if writes and (seconds or not folder.summary.exists()):
-            _summarise(inputs, folder, layout, time.monotonic() - started, seconds)
+            _summarise(context, time.monotonic() - started, seconds)
     finally:
         folder.release()
 
 
-def _inject(
-    inputs: RunInputs,
-    folder: RunFolder,
-    layout: Layout,
-    writes: bool,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    start: Weights | None,
-) -> float:
-    config, inject = inputs.config, inputs.config.inject
-    where = folder.checkpoints("inject")
-    if _finished(where, inject.steps):
+def _run_stage(context: RunContext, name: str, previous: str | None, stop: StopRequest) -> float:
+    """Take a stage's remaining steps. Returns the seconds spent computing them (on the rank that writes)."""
+    where = context.folder.checkpoints(name)
+    if _is_finished(where, context.inputs.stage_steps(name)):
         return 0.0
     checkpoint.settle(where)
-    place = layout.coordinates(groups.rank())
-    world = layout.parallel.data
-    words = WordBatches(
-        inputs.encoded,
-        entries_per_batch=inject.entries_per_step,
-        seed=config.seed,
-        row_width_tokens=inject.row_width_tokens,
-    )
-    monitor = InjectionMonitor(inputs.encoded, inject)
-    text = Samples(inputs.store, config.data, config.model.sequence_length, config.seed, name="inject")
-
-    def batches(step: int) -> list[loop.Batch]:
-        first = (step - 1) * inject.lm_batch_size
-        size = inject.lm_batch_size // world
-        windows = text.micro_batches(first, inject.lm_batch_size, rank=place.data, world=world, size=size)
-        return [words.batch(step - 1, rank=place.data, world=world), *windows]
-
-    def samples_after(steps: int) -> int:
-        return steps * inject.lm_batch_size
-
-    stage = loop.Stage(
-        name="inject",
-        num_steps=inject.steps,
-        batches=batches,
-        samples_after=samples_after,
-        sequence_length=config.model.sequence_length,
-        samples_of=lambda step: range(samples_after(step - 1), samples_after(step)),
-        state=lambda samples: {
-            "order": text.order.fingerprint(),
-            "store": inputs.store.fingerprint,
-            "table": inputs.table_fingerprint,
-            "initial_weights": start and start.identity,
-        },
-        losses=SourceLosses([source.read_as for source in text.sources]),
-        guards=_guards(inputs, folder, "inject", writes),
-        watchdog=watchdog,
-        log_interval=config.train.log_interval,
-        **_saving(config, folder),
-        **_tracking(config, folder, "inject", writes),
-        inject=inject,
-        measure=monitor.measure,
-        ended=lambda: monitor.ended,
-        checkpoint_extra=monitor.state,
-        restore_extra=monitor.restore,
-    )
-    engine = inputs.engine(layout, "inject")
+    stage = build_stage(context, name)
+    engine = context.inputs.engine(context.layout, name)
     if checkpoint.latest(where) is None:
-        start_from(engine, start)
-    return loop.run(stage, engine, where, folder.metrics if writes else None, stop)
+        if previous is None:
+            start_from(engine, context.start)
+        else:
+            _go_on_from(context, engine, previous)
+    return loop.run(stage, engine, where, context.folder.metrics if context.writes else None, stop)
 
 
-def _pretrain(
-    inputs: RunInputs,
-    folder: RunFolder,
-    layout: Layout,
-    writes: bool,
-    probe: loop.Probe | None,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    start: Weights | None,
-) -> float:
-    config, train_config = inputs.config, inputs.config.train
-    where = folder.checkpoints("pretrain")
-    if _finished(where, inputs.num_steps):
-        return 0.0
-    checkpoint.settle(where)
-    place = layout.coordinates(groups.rank())
-    samples, schedule = inputs.samples, inputs.batch_schedule
-    check_hit_rate(samples, config)
-    engine = inputs.engine(layout, "pretrain")
-    if config.inject.steps and checkpoint.latest(where) is None:
-        injected = checkpoint.latest(folder.checkpoints("inject"))
-        assert injected is not None
-        state = checkpoint.load(engine, injected, with_optimizer=False)
-        if state["store"] != inputs.store.fingerprint:
-            raise DataError(
-                f"The injection {injected} was made on another token store than {config.data.store}.",
-                "Its ids may mean other words.",
-                f"Restore the store, or remove {folder.path} to start over.",
-            )
-    elif checkpoint.latest(where) is None:
-        start_from(engine, start)
-
-    def batches(step: int) -> list[loop.Batch]:
-        return list(
-            samples.micro_batches(
-                schedule.first(step),
-                schedule.size(step),
-                rank=place.data,
-                world=layout.parallel.data,
-                size=config.micro_batch_size,
-            )
+def _go_on_from(context: RunContext, engine: Engine, previous: str) -> None:
+    """Load the weights that the previous stage ended with; the optimizer begins anew."""
+    path = checkpoint.latest(context.folder.checkpoints(previous))
+    assert path is not None
+    state = checkpoint.load(engine, path, with_optimizer=False)
+    if state["store"] != context.inputs.store.fingerprint:
+        raise DataError(
+            f"The checkpoint {path} was made on another token store than {context.config.data.store}.",
+            "Its ids may mean other words.",
+            f"Restore the store, or remove {context.folder.path} to start over.",
         )
 
-    counts = SwitchTotals(samples)
-    stage = loop.Stage(
-        name="pretrain",
-        num_steps=inputs.num_steps,
-        batches=batches,
-        samples_after=schedule.taken,
-        sequence_length=config.model.sequence_length,
-        samples_of=lambda step: [
-            samples.order.sample_at(p) for p in range(schedule.first(step), schedule.first(step + 1))
-        ],
-        mixture=lambda step: samples.order.mixture(samples.order.sample_at(schedule.first(step))),
-        accept_changed_data=train_config.accept_changed_data,
-        losses=SourceLosses([source.read_as for source in samples.sources]),
-        guards=_guards(inputs, folder, "pretrain", writes),
-        watchdog=watchdog,
-        replica_check_interval=config.guards.replica_check_interval,
-        state=lambda position: {
-            "order": samples.order.fingerprint(position),
-            "store": inputs.store.fingerprint,
-            "table": inputs.table_fingerprint if samples.switcher else None,
-            "initial_weights": start and start.identity,
-        },
-        log_interval=train_config.log_interval,
-        **_saving(config, folder),
-        **_tracking(config, folder, "pretrain", writes),
-        consumed=lambda position: _consumed_tokens(samples, position),
-        utilisation=_utilisation(inputs, layout),
-        extra=counts.metrics,
-        probe=probe,
-        probe_interval=train_config.evaluate_interval,
-        checkpoint_extra=counts.state,
-        restore_extra=counts.restore,
-    )
-    return loop.run(stage, engine, where, folder.metrics if writes else None, stop)
+
+def is_trained(inputs: RunInputs, folder: RunFolder) -> bool:
+    """Whether all stages are over."""
+    return all(_is_finished(folder.checkpoints(name), inputs.stage_steps(name)) for name in inputs.config.stages)
 
 
-def _guards(inputs: RunInputs, folder: RunFolder, stage: str, writes: bool) -> Guards:
-    """The guards of a stage; events of steps that will be taken again are dropped."""
-    path = checkpoint.latest(folder.checkpoints(stage))
-    step = int(read_json(path / checkpoint.MARKER)["step"]) if path else 0
-    events = EventLog(folder.events, stage, step) if writes else None
-    return Guards(inputs.config.guards, stage, folder.path, groups.rank(), events)
-
-
-def _saving(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
-    """How a stage saves."""
-    names = (
-        *("checkpoint_interval", "keep_checkpoints", "keep_permanent_interval"),
-        *("async_checkpoint", "verify_checkpoints"),
-    )
-    return {"fence": folder.fence, **{name: getattr(config.train, name) for name in names}}
-
-
-def _tracking(config: RunConfig, folder: RunFolder, stage: str, writes: bool) -> dict[str, Any]:
-    """Where the metrics of a stage go, and what is traced; nothing on ranks that do not write."""
-    if not writes:
-        return {}
-
-    def trackers(step: int) -> list[Tracker]:
-        settings = config.model_dump(mode="json")
-        return open_trackers(config.track, folder.path, stage, step, name=config.name, settings=settings)
-
-    return {"trackers": trackers, "profile": ProfileWindow(config.track.profile_steps, folder.path / "profile", stage)}
-
-
-def _utilisation(inputs: RunInputs, layout: Layout) -> Callable[[float], dict[str, Any]]:
-    """Tokens a second -> TFLOP/s of a device, and their share of its dense peak (null where that is unknown)."""
-    config = inputs.config
-    flops = training_flops_per_token(config.model, inputs.store.vocabulary.size)
-    table = load_devices(Path(config.track.devices) if config.track.devices else None)
-    device = recognise(device_name(), table)
-    peak = device.peak(config.precision) if device else None
-
-    def values(tokens_per_second: float) -> dict[str, Any]:
-        used = utilisation(tokens_per_second, flops, layout.world_size, peak)
-        return {
-            "tflops_per_device": round(achieved_flops(tokens_per_second, flops, layout.world_size) / 1e12, 6),
-            "mfu": None if used is None else round(used, 5),
-        }
-
-    return values
-
-
-def _consumed_tokens(samples: Samples, position: int) -> dict[str, int]:
-    counts = samples.order.consumed(position)
-    return {source.read_as: samples.length * n for source, n in zip(samples.sources, counts, strict=True)}
-
-
-def _finished(folder: Path, num_steps: int) -> bool:
+def _is_finished(folder: Path, num_steps: int) -> bool:
     """Whether the pointer names the last step's checkpoint, or one at which the stage ended early."""
     name = checkpoint.pointed_name(folder)
     if not name or not (folder / name / checkpoint.MARKER).exists():
@@ -275,23 +106,29 @@ def _finished(folder: Path, num_steps: int) -> bool:
     return is_last or bool(read_json(folder / name / checkpoint.MARKER).get("ended"))
 
 
-def _injected_steps(folder: RunFolder) -> int:
-    """Steps of injection that were taken."""
-    path = checkpoint.latest(folder.checkpoints("inject"))
-    return int(read_json(path / checkpoint.MARKER)["step"]) if path else 0
-
-
-def _summarise(inputs: RunInputs, folder: RunFolder, layout: Layout, wall_seconds: float, seconds: float) -> None:
-    """Write run.json: what was seen, at what speed, in which layout."""
-    config, samples = inputs.config, inputs.samples
-    path = checkpoint.latest(folder.checkpoints("pretrain"))
+def _state(folder: RunFolder, stage: str) -> dict[str, Any]:
+    """What the newest checkpoint of a stage says."""
+    path = checkpoint.latest(folder.checkpoints(stage))
     assert path is not None
-    state = read_json(path / checkpoint.MARKER)
+    content: dict[str, Any] = read_json(path / checkpoint.MARKER)
+    return content
+
+
+def _summarise(context: RunContext, wall_seconds: float, seconds: float) -> None:
+    """Write run.json: what was seen, at what cost and speed, in which layout."""
+    inputs, config, folder = context.inputs, context.config, context.folder
+    samples, state = inputs.samples, _state(folder, "pretrain")
     words, _, switched = state["words_seen_covered_switched"]
-    length = config.model.sequence_length
-    consumed = samples.order.consumed(int(state["samples"]))
-    injected = _injected_steps(folder) if config.inject.steps else 0
-    lm_tokens = injected * config.inject.lm_batch_size * length
+    position = int(state["samples"])
+    consumed = samples.order.consumed(position)
+    injected = int(_state(folder, "inject")["step"]) if "inject" in config.stages else 0
+    injected_text = injected * config.inject.lm_batch_size * config.model.sequence_length
+    pretrained = consumed_tokens(samples, position)
+    num_batches = injected + config.inject.steps_during_pretraining
+    num_words, word_tokens = inputs.word_batches().num_read(num_batches) if num_batches else (0, 0)
+    model, vocab_size = config.model, inputs.store.vocabulary.size
+    flops = training_flops_per_token(model, vocab_size) * (injected_text + sum(pretrained.values()))
+    flops += word_training_flops_per_token(model, vocab_size, config.inject.row_width_tokens) * word_tokens
     before = read_json(folder.summary) if folder.summary.exists() else {}
     write_json(
         folder.summary,
@@ -300,10 +137,9 @@ def _summarise(inputs: RunInputs, folder: RunFolder, layout: Layout, wall_second
             "method": config.method,
             "seed": config.seed,
             "parameters": before.get("parameters"),
-            "tokens_seen": {
-                "injection": lm_tokens,
-                "pretrain": _consumed_tokens(samples, int(state["samples"])),
-            },
+            "tokens_seen": {"injection": injected_text, "pretrain": pretrained, "words": word_tokens},
+            "words_seen": num_words,
+            "training_flops": flops,
             "epochs": {
                 s.read_as: n / o.num_windows
                 for s, o, n in zip(samples.sources, samples.order.sources, consumed, strict=True)

@@ -15,6 +15,7 @@ from megalign.errors import ConfigError, DataError
 from megalign.prealign.codeswitch import Codeswitcher
 from megalign.prealign.encoded import EncodedTable
 from megalign.training.order import order_over
+from megalign.training.period_windows import PeriodWindows, StatedWindow
 
 _SELF_TEST_WINDOWS = 64
 
@@ -50,6 +51,7 @@ class Samples:
         seed: the run's seed.
         name: name of the order, see order_over.
         switcher: codeswitching; None leaves the text as it is.
+        periods: facts that stand in place of some samples; None: none do.
 
     Raises:
         DataError: the store lacks a language, or a source is too short.
@@ -64,8 +66,9 @@ class Samples:
         *,
         name: str = "pretrain",
         switcher: Codeswitcher | None = None,
+        periods: PeriodWindows | None = None,
     ) -> None:
-        self.store, self.length, self.switcher = store, sequence_length, switcher
+        self.store, self.length, self.switcher, self.periods = store, sequence_length, switcher, periods
         self.order = order_over(store, data, sequence_length, seed, name)
         self.sources = data.all_sources[: len(self.order.sources)]
         self._totals = [store.num_tokens(source.language) for source in self.sources]
@@ -80,6 +83,8 @@ class Samples:
 
     def sample(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int64 tokens and labels and float32 loss mask, all [sequence], of sample `number`."""
+        if self.periods and (stated := self.periods.at(number)):
+            return self._stated(stated, number)
         place = self.order.place(number)
         source = self.sources[place.source]
         start = place.window * self.length
@@ -93,6 +98,24 @@ class Samples:
             switched.num_words, switched.num_covered, switched.num_switched
         )
         return switched.tokens, switched.labels, switched.loss_mask
+
+    def _stated(self, stated: StatedWindow, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A window of facts, switched like text; the end-of-text tokens that fill it up are no targets."""
+        tokens, labels, mask = stated.ids[:-1], stated.ids[1:], np.ones(self.length, dtype=np.float32)
+        if self.switcher is not None:
+            switched = self.switcher.switch(
+                stated.ids, stated.flags, language=stated.language, sample_id=number, length=self.length
+            )
+            tokens, labels, mask = switched.tokens, switched.labels, switched.loss_mask
+        eos = self.store.vocabulary.eos_id
+        return tokens, labels, np.where((tokens == eos) & (labels == eos), np.float32(0), mask)
+
+    def _source_of(self, number: int) -> int:
+        """Number of the source a sample counts to: a window of facts to its language, where that is a source."""
+        place = self.order.place(number).source
+        stated = self.periods.at(number) if self.periods else None
+        names = [source.read_as for source in self.sources]
+        return names.index(stated.language) if stated and stated.language in names else place
 
     def _window(self, source: SourceConfig, start: int, length: int) -> np.ndarray:
         ids: np.ndarray = self.store.window(source.language, start, length)
@@ -112,7 +135,7 @@ class Samples:
 
     def _batch(self, numbers: list[int]) -> LanguageBatch:
         tokens, labels, mask = (np.stack(column) for column in zip(*map(self.sample, numbers), strict=True))
-        sources = np.array([self.order.place(number).source for number in numbers])
+        sources = np.array([self._source_of(number) for number in numbers])
         num_bytes = np.where(mask > 0, self.store.vocabulary.token_num_bytes[labels], 0).sum(axis=1)
         return LanguageBatch(tokens, labels, mask, sources, num_bytes)
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ class Heartbeat:
     """Where a rank was when it last wrote: read by the others when they hang.
 
     Attributes:
-        at: stage, step and phase.
+        stage, stage_number, step, phase: where; the number says which stage comes first, -1 before any.
         since_seconds: how long it has been there.
         waits: whether its main thread stands in a collective, waiting for others.
         line: where its main thread stands.
@@ -36,6 +37,7 @@ class Heartbeat:
     rank: int
     host: str
     stage: str
+    stage_number: int
     step: int
     phase: str
     since_seconds: float
@@ -54,11 +56,14 @@ class Watchdog:
         folder: a folder all ranks see.
         rank, world_size: this process.
         limit_seconds: None: nothing is watched.
+        stages: names of the run's stages, in order.
     """
 
-    def __init__(self, folder: Path, rank: int, world_size: int, limit_seconds: float | None) -> None:
+    def __init__(
+        self, folder: Path, rank: int, world_size: int, limit_seconds: float | None, stages: Sequence[str]
+    ) -> None:
         self.folder, self.rank, self.world_size = folder, rank, world_size
-        self.limit_seconds = limit_seconds
+        self.limit_seconds, self.stages = limit_seconds, tuple(stages)
         self._poll_seconds = min(_POLL_SECONDS, (limit_seconds or 0.0) / 4)
         self._at = ("", 0, "start", time.monotonic())
         self._ended = threading.Event()
@@ -97,9 +102,11 @@ class Watchdog:
 
     def _beat(self) -> None:
         stage, step, phase, since = self._at
+        number = self.stages.index(stage) if stage else -1
         waits, line = self._main_thread()
+        since_seconds = time.monotonic() - since
         beat = Heartbeat(
-            self.rank, socket.gethostname(), stage, step, phase, time.monotonic() - since, waits, line, time.time()
+            self.rank, socket.gethostname(), stage, number, step, phase, since_seconds, waits, line, time.time()
         )
         write_json(self._path(self.rank), asdict(beat))
 
@@ -148,8 +155,8 @@ def late_ranks(beats: dict[int, Heartbeat | None], alive: list[int]) -> list[int
     if silent:
         return silent
     known = [beat for beat in beats.values() if beat is not None]
-    least = min((beat.stage != "inject", beat.step, PHASES.index(beat.phase)) for beat in known)
-    behind = [b for b in known if (b.stage != "inject", b.step, PHASES.index(b.phase)) == least]
+    least = min((beat.stage_number, beat.step, PHASES.index(beat.phase)) for beat in known)
+    behind = [b for b in known if (b.stage_number, b.step, PHASES.index(b.phase)) == least]
     return [beat.rank for beat in behind if not beat.waits] or [beat.rank for beat in behind]
 
 

@@ -40,6 +40,11 @@ COMMANDS = [
     ("export",),
     ("import",),
     ("lm-eval",),
+    ("nli",),
+    ("plan",),
+    ("scaling",),
+    ("scaling", "ladder"),
+    ("scaling", "fit"),
     ("doctor",),
 ]
 

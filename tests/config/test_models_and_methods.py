@@ -105,6 +105,11 @@ def changed_sections(before: RunConfig, after: RunConfig) -> set[str]:
         ("golden", {"inject", "golden_embeddings"}, 0, 0.05, True),
         ("only_target", {"inject", "codeswitch", "data"}, 0, 0.0, False),
         ("full_target", {"inject", "codeswitch", "data"}, 0, 0.0, False),
+        ("on_the_fly", {"inject", "codeswitch"}, 5, 0.0, False),
+        ("post", {"inject", "codeswitch"}, 5, 0.0, False),
+        ("table_25", {"data"}, 5, 0.05, False),
+        ("vanilla_switching", {"codeswitch"}, 5, 0.05, False),
+        ("first_subword_switching", {"codeswitch"}, 5, 0.05, False),
     ],
 )
 def test_a_method_changes_what_it_says_and_nothing_else(
@@ -115,9 +120,9 @@ def test_a_method_changes_what_it_says_and_nothing_else(
     assert after.method == method
     assert changed_sections(before, after) == changed
     assert (after.inject.steps, after.codeswitch.ratio, after.golden_embeddings) == (inject_steps, ratio, golden)
-    # Everything but "whether" stays as the study set it.
-    assert after.inject.model_copy(update={"steps": 5}) == before.inject
-    assert after.codeswitch.model_copy(update={"ratio": 0.05}) == before.codeswitch
+    # Everything but "whether", when and with which targets stays as the study set it.
+    assert after.inject.model_copy(update={"steps": 5, "when": "before"}) == before.inject
+    assert after.codeswitch.model_copy(update={"ratio": 0.05, "label_mode": "omit"}) == before.codeswitch
     preset = METHODS[method]
     assert (preset.injects, preset.switches) == (inject_steps > 0, ratio > 0)
     # What a preset makes is a valid run: it can be written and read again.
@@ -126,7 +131,10 @@ def test_a_method_changes_what_it_says_and_nothing_else(
 
 
 def test_all_methods_of_the_paper_are_there_with_titles() -> None:
-    assert set(METHODS) == {"joint", "prealign", "cs_only", "init_only", "golden", "only_target", "full_target"}
+    assert set(METHODS) == {
+        *("joint", "prealign", "cs_only", "init_only", "golden", "only_target", "full_target", "on_the_fly", "post"),
+        *("table_25", "table_50", "table_75", "vanilla_switching", "first_subword_switching"),
+    }
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
     assert all(method.description.endswith(".") for method in METHODS.values())
 
@@ -146,6 +154,58 @@ def test_full_target_reads_the_source_as_its_clone() -> None:
     after = apply_method("full_target", base_run())
     assert after.data.sources == [SourceConfig(language="en", weight=20.0, as_clone="en-clone")]
     assert after.data.sources[0].read_as == "en-clone"
+
+
+@pytest.mark.parametrize(
+    ("method", "when", "stages"),
+    [
+        ("joint", "before", ("pretrain",)),
+        ("prealign", "before", ("inject", "pretrain")),
+        ("on_the_fly", "during", ("pretrain",)),
+        ("post", "after", ("pretrain", "inject")),
+    ],
+)
+def test_a_method_says_when_it_injects(method: str, when: str, stages: tuple[str, ...]) -> None:
+    # Whatever the study says: a preset that injects before pretraining does so.
+    after = apply_method(
+        method, base_run(inject={"steps": 5, "when": "after"} if method == "prealign" else {"steps": 5})
+    )
+    assert (after.inject.when, after.stages) == (when, stages)
+
+
+def test_parts_of_the_table_and_label_modes_are_what_they_are_called() -> None:
+    runs = {name: apply_method(name, base_run()) for name in METHODS if "table" in name or "switching" in name}
+    assert {name: run.data.table_fraction for name, run in runs.items() if "table" in name} == {
+        "table_25": 0.25, "table_50": 0.5, "table_75": 0.75,
+    }  # fmt: skip
+    assert {name: run.codeswitch.label_mode for name, run in runs.items()} == {
+        "table_25": "omit", "table_50": "omit", "table_75": "omit",
+        "vanilla_switching": "vanilla", "first_subword_switching": "first_subword",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"inject": {"steps": 11, "when": "during"}},
+            r"inject\.when is 'during', and train\.steps 10 has no room for 11 batches of words \(inject\.steps\)",
+        ),
+        (
+            {"inject": {"steps": 5, "when": "during"}, "precision": {"dtype": "bfloat16", "fp8": "delayed"}},
+            r"inject\.when 'during' computes words in pretraining's precision, and precision\.fp8 has none",
+        ),
+        (
+            {"inject": {"steps": 5, "when": "during", "measure_interval": 1, "stop_at_retrieval": 0.9}},
+            r"inject: stop_at_retrieval ends a stage of its own; with when 'during' there is none",
+        ),
+    ],
+)
+def test_words_during_pretraining_have_their_rules(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        base_run(**changes)
+    relaxed = {**changes["inject"], "when": "before"}
+    assert base_run(**{**changes, "inject": relaxed}).stages == ("inject", "pretrain")
 
 
 def test_methods_that_need_another_language_say_so() -> None:
@@ -171,7 +231,7 @@ def test_methods_that_need_another_language_say_so() -> None:
     [
         ("prealing", "Did you mean 'prealign'?"),
         ("goldn", "Did you mean 'golden'?"),
-        ("zzz", "Choose one of joint, prealign, cs_only, init_only, golden, only_target, full_target."),
+        ("zzz", f"Choose one of {', '.join(METHODS)}."),
     ],
 )
 def test_an_unknown_method_is_named(name: str, fix: str) -> None:

@@ -134,7 +134,7 @@ def test_a_run_that_neither_injects_nor_switches_needs_no_table() -> None:
                 "corpus.target_languages": ["de"],
                 "table": {"kind": "muse", "dictionaries": {"de": "f"}},
             },
-            "c: facts are tested in a clone language: set corpus.clone, or leave facts out.",
+            "c: facts of kind 'invented' are tested in a clone language: set corpus.clone or facts.kind, or leave facts out.",
         ),
         ({"corpus.kind": "folder"}, "c: corpus: kind 'folder' needs path."),
         (
@@ -162,7 +162,10 @@ def test_rules_of_a_study(changes: dict[str, Any], message: str) -> None:
         ({"seeds": []}, "c: seeds: List should have at least 1 item"),
         ({"seeds": [-1]}, "c: seeds.0: Input should be greater than or equal to 0"),
         ({"methods": []}, "c: methods: List should have at least 1 item"),
-        ({"corpus.vocab_size": 257}, "c: corpus.vocab_size: Input should be greater than or equal to 258"),
+        (
+            {"corpus.vocab_size": 257},
+            "c: corpus: kind 'procedural' needs validation_tokens of 1 or more and vocab_size of 258 or more",
+        ),
         (
             {"facts.objects_per_relation": 3},
             "c: facts.objects_per_relation: Input should be greater than or equal to 4",
@@ -205,7 +208,7 @@ def sections_of(kind: Any) -> set[Any]:
 
 def test_every_field_has_a_sentence() -> None:
     sections = sections_of(StudyConfig) | sections_of(RunConfig)
-    assert len(sections) == 22
+    assert len(sections) == 28
     for section in sections:
         for name, text in describe(section).items():
             if _section_of(section.model_fields[name].annotation) is None:

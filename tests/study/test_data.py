@@ -21,6 +21,7 @@ from megalign.errors import ConfigError, DataError
 from megalign.prealign.table import AlignmentTable
 from megalign.study.data import Texts, build_data, build_tokenizer
 from megalign.study.expand import StudyFolder
+from megalign.study.said import Said
 
 
 def documents_of(store: TokenStore, language: str, split: str = "train") -> list[str]:
@@ -123,11 +124,11 @@ def test_one_seed_gives_one_store_and_another_another(tmp_path: Path, store: Tok
 def test_a_store_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = small_study.study(tmp_path, corpus__source_tokens=20000, facts__repetitions=4)
     build_data(study, SEED, tmp_path / "data")
-    assert "is built" in capsys.readouterr().out
+    assert "tokenizer of 600 ids" in capsys.readouterr().out
     before = (tmp_path / "data" / "store" / "manifest.json").stat().st_mtime_ns
     (tmp_path / "data" / "table.parquet").unlink()
     build_data(study, SEED, tmp_path / "data")
-    assert "is built" not in capsys.readouterr().out
+    assert "tokenizer" not in capsys.readouterr().out
     assert (tmp_path / "data" / "store" / "manifest.json").stat().st_mtime_ns == before
     assert len(AlignmentTable.load(tmp_path / "data" / "table.parquet")) > 16
 
@@ -247,7 +248,7 @@ def test_the_tokenizer_sees_as_much_of_every_language(
         seen.extend(texts)
 
     monkeypatch.setattr("megalign.study.data.train_tokenizer", keep)
-    build_tokenizer(study, Texts(study.corpus, 0), None, tmp_path / "tokenizer.json")
+    build_tokenizer(study, Texts(study.corpus, 0), Said(study, 0, None, None), tmp_path / "tokenizer.json")
     longest = max(map(len, seen))
     for is_german in (False, True):
         size = sum(len(text) for text in seen if ("ß" in text) == is_german)
@@ -260,7 +261,7 @@ def test_the_tokenizer_sees_the_facts(tmp_path: Path, monkeypatch: pytest.Monkey
     facts = FactSet.load(data / "facts.json")
     seen: list[str] = []
     monkeypatch.setattr("megalign.study.data.train_tokenizer", lambda texts, size, path: seen.extend(texts))
-    build_tokenizer(study, Texts(study.corpus, SEED), facts, tmp_path / "tokenizer.json")
+    build_tokenizer(study, Texts(study.corpus, SEED), Said(study, SEED, facts, None), tmp_path / "tokenizer.json")
     assert sum(name in " ".join(seen) for name in facts.entities) == len(facts.entities)
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import small_study
+from small_study import SEED
 
 from megalign.config import METHODS, RunConfig, StudyConfig
-from megalign.errors import ConfigError
+from megalign.errors import ConfigError, DataError
+from megalign.prealign.table import AlignmentTable
+from megalign.study.data import build_data
 from megalign.study.expand import StudyFolder, describe, folder_for, run_config
 from megalign.study.graph import steps_of
 
@@ -20,8 +23,11 @@ def runs_of(study: StudyConfig, folder: Path) -> dict[str, RunConfig]:
 def test_every_method_is_the_study_with_its_own_traits(tmp_path: Path) -> None:
     study = small_study.study(tmp_path, methods=list(METHODS))
     runs = runs_of(study, tmp_path)
-    assert {name for name, run in runs.items() if run.inject.steps == 4} == {"prealign", "init_only"}
-    assert {name for name, run in runs.items() if run.codeswitch.ratio == 0.05} == {"prealign", "cs_only", "golden"}
+    ablations = {"table_25", "table_50", "table_75", "vanilla_switching", "first_subword_switching"}
+    injected = {name for name, run in runs.items() if run.inject.steps == 4}
+    assert injected == {"prealign", "init_only", "on_the_fly", "post"} | ablations
+    switched = {name for name, run in runs.items() if run.codeswitch.ratio == 0.05}
+    assert switched == {"prealign", "cs_only", "golden"} | ablations
     assert all(run.inject.steps in (0, 4) and run.codeswitch.ratio in (0.0, 0.05) for run in runs.values())
     assert {name for name, run in runs.items() if run.golden_embeddings} == {"golden"}
     mixture = [("en", 30000.0, None), ("en-clone", 6000.0, None)]
@@ -81,17 +87,46 @@ def test_overrides_name_the_folder(tmp_path: Path) -> None:
 def test_steps_stand_after_what_they_need(tmp_path: Path) -> None:
     study = small_study.study(tmp_path, seeds=[1, 2], parallel={"data": 2})
     steps = steps_of(study, StudyFolder(tmp_path))
-    assert [step.name for step in steps] == [
-        "data-seed1",
-        "run-joint-seed1",
-        "run-prealign-seed1",
-        "data-seed2",
-        "run-joint-seed2",
-        "run-prealign-seed2",
+    stores = ["store-en-seed1", "store-en-clone-seed1"]
+    assert [(step.name, step.needs, step.processes, step.run) for step in steps[:6]] == [
+        ("tokenizer-seed1", [], 1, None),
+        ("store-en-seed1", ["tokenizer-seed1"], 1, None),
+        ("store-en-clone-seed1", ["tokenizer-seed1"], 1, None),
+        ("data-seed1", stores, 1, None),
+        ("run-joint-seed1", ["data-seed1"], 2, ("joint", 1)),
+        ("run-prealign-seed1", ["data-seed1"], 2, ("prealign", 1)),
     ]
-    assert [step.needs for step in steps] == [[], ["data-seed1"], ["data-seed1"], [], ["data-seed2"], ["data-seed2"]]
-    assert [step.processes for step in steps] == [1, 2, 2, 1, 2, 2]
-    assert [step.run for step in steps[:3]] == [None, ("joint", 1), ("prealign", 1)]
+    assert [step.name.replace("seed2", "seed1") for step in steps[6:]] == [step.name for step in steps[:6]]
+    assert len({step.kind for step in steps}) == 6
+
+
+def test_a_study_of_a_store_builds_the_table_alone(tmp_path: Path) -> None:
+    """What tools/ made is read where it is."""
+    made = tmp_path / "made"
+    build_data(small_study.study(tmp_path), SEED, made)
+    wanted = {**small_study.CONTENT["corpus"], "kind": "store", "path": str(made / "store")}
+    for key in ("vocab_size", "validation_tokens", "tokenizer_characters"):
+        del wanted[key]
+    study = small_study.study(tmp_path, corpus=wanted, facts=None, seeds=[1])
+    folder = StudyFolder(tmp_path / "study")
+    assert [step.name for step in steps_of(study, folder)] == ["data-seed1", "run-joint-seed1", "run-prealign-seed1"]
+    build_data(study, 1, folder.data(1))
+    assert [path.name for path in folder.data(1).iterdir()] == ["table.parquet"]
+    assert (folder.data(1) / "table.parquet").read_bytes() == (made / "table.parquet").read_bytes()
+    run = run_config(study, folder, study.methods[0], 1)
+    assert (run.data.store, run.data.facts) == (str(made / "store"), None)
+
+    table = {"kind": "file", "path": str(made / "table.parquet"), "fraction": 0.5}
+    half = small_study.study(tmp_path, corpus=wanted, facts=None, seeds=[1], table=table)
+    build_data(half, 1, tmp_path / "half")
+    kept, whole = (AlignmentTable.load(path / "table.parquet") for path in (tmp_path / "half", made))
+    assert kept.entries == whole.top_fraction(0.5).entries
+
+    greedy = small_study.study(tmp_path, corpus={**wanted, "target_tokens": 7000}, facts=None)
+    with pytest.raises(
+        DataError, match=r"has 6,000 training tokens of en-clone, fewer than corpus\.target_tokens, 7,000"
+    ):
+        build_data(greedy, 1, tmp_path / "greedy")
 
 
 def test_a_layout_that_does_not_divide_ends_before_anything_starts(tmp_path: Path) -> None:

@@ -128,6 +128,53 @@ def test_the_main_table_shows_what_the_files_say(tmp_path: Path) -> None:
     assert len(shown) == 11
 
 
+def test_words_and_compute_stand_beside_the_text_that_was_read(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    for method, words, flops in (("joint", 0, 2e12), ("prealign", 81_000, 2.5e12)):
+        for seed in (0, 1):
+            path = folder / "runs" / method / f"seed{seed}" / "run.json"
+            record = json.loads(path.read_text())
+            record["tokens_seen"]["words"] = words + 1000 * seed
+            path.write_text(json.dumps({**record, "training_flops": flops}))
+    page = page_of(build_report(folder))
+    rows = {row[0]: row[1:] for row in page.tables["Language modelling and knowledge"][2:]}
+    assert rows["PreAlign"][2:6] == ["20.2", "38.4", "81.5", "1.25"]
+    assert rows["Joint"][2:6] == ["20.2", "0.0", "0.5", "1.00"]
+    assert rows["Only target"][4:6] == ["–", "–"]
+    assert "compute is training FLOPs as a ratio to Joint's" in page.text
+    read = {tuple(row[:2]): row[2:] for row in page.tables["What every run read"][2:]}
+    assert read["PreAlign", "1"][2:4] == ["38,400", "82,000"]
+
+
+def test_sentences_have_a_table_by_level(tmp_path: Path) -> None:
+    folder = write_study(tmp_path)
+    for method, seed in (("joint", 0), ("joint", 1), ("prealign", 0), ("prealign", 1)):
+        path = folder / "runs" / method / f"seed{seed}" / "scores.jsonl"
+        for level in (0, 1):
+            for place, name in enumerate(("into", "from", "into_centred", "from_centred")):
+                line = {
+                    "metric": f"sentence_retrieval_{name}",
+                    "language": "en-clone",
+                    "level": level,
+                    "step": STEPS[-1],
+                    "value": 0.1 * place + 0.02 * level + 0.01 * seed,
+                    "low": 0.0,
+                    "high": 1.0,
+                    "n": 500,
+                    "unit": "share",
+                }
+                with path.open("a") as stream:
+                    stream.write(json.dumps(line) + "\n")
+    page = page_of(build_report(folder))
+    table = page.tables["en and en-clone sentences by level, %"]
+    assert "into, centred" in page.text
+    assert table[3][:5] == ["1 output", "2.5", "12.5", "22.5", "32.5"]
+    assert len(table[3]) == 1 + 4 * 3
+    assert "nearest of 500 by the cosine" in page.text
+    assert "chance is 0.2 %" in page.text
+    assert not any("Sentence retrieval" in row[0] for row in page.tables["Metrics without a table of their own"])
+
+
 def test_all_the_tables_are_there(tmp_path: Path) -> None:
     page = page_of(build_report(write_study(tmp_path)))
     assert list(page.tables) == [
@@ -135,6 +182,7 @@ def test_all_the_tables_are_there(tmp_path: Path) -> None:
         "Each method against Joint",
         "What each part gives",
         "Every seed",
+        "Knowledge by total likelihood and per token",
         "en and en-clone words by level",
         "Probability lost to the target language",
         "Metrics without a table of their own",
@@ -294,7 +342,7 @@ def test_names_at_the_ends_of_lines_do_not_overlap(monkeypatch: pytest.MonkeyPat
             boxes.append(box)
         return b""
 
-    monkeypatch.setattr("megalign.study.report.drawing._png", keep)
+    monkeypatch.setattr("megalign.study.report.drawing.png_bytes", keep)
     flat = (1.0, 1.0)
     lines = [
         Line(f"A METHOD WITH A WIDE NAME {place} and more", place, (0.0, 10.0), flat, flat, flat) for place in range(12)

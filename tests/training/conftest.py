@@ -1,11 +1,14 @@
-"""The files that several tests of training read, built once."""
+"""The files that several tests of training read, built once, and the helper that starts ranks."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from training_data import build_files
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "distributed"))
 
 
 @pytest.fixture(scope="session")

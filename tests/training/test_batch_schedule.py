@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from megalign.config import validate
 from megalign.config.sections import BatchPhase, TrainConfig
 from megalign.errors import ConfigError
-from megalign.training.batch_schedule import BatchSchedule
+from megalign.training.batch_schedule import BatchSchedule, WordSchedule
 
 LENGTH = 32
 
@@ -69,3 +70,21 @@ def test_phases_out_of_order_are_refused() -> None:
     }
     with pytest.raises(ConfigError, match=r"batch_size_ramp must have growing until_tokens, not \[200, 100\]"):
         validate(TrainConfig, content, "t")
+
+
+@pytest.mark.parametrize(("num_steps", "num_batches"), [(12, 5), (12, 12), (7, 1), (820, 300), (10, 0)])
+def test_batches_of_words_are_spread_evenly(num_steps: int, num_batches: int) -> None:
+    """Brute force: numbered without a gap, at distances that differ by at most one step, up to the last step."""
+    schedule = WordSchedule(num_steps, num_batches)
+    found = [(step, number) for step in range(1, num_steps + 1) if (number := schedule.batch_of(step)) is not None]
+    assert [number for _, number in found] == list(range(num_batches))
+    distances = np.diff([0, *(step for step, _ in found)])
+    assert not found or (found[-1][0] == num_steps and distances.max() - distances.min() <= 1)
+    assert [schedule.taken(n) for n in range(num_steps + 1)] == [
+        sum(step <= n for step, _ in found) for n in range(num_steps + 1)
+    ]
+
+
+def test_more_batches_of_words_than_steps_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^The 4 steps of pretraining have no room for 5 batches of words"):
+        WordSchedule(4, 5)

@@ -176,11 +176,11 @@ def test_the_speed_in_flops_follows_from_the_tokens(files: Path, tmp_path: Path)
 
 
 def test_the_utilisation_uses_a_named_device(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megalign.training import run
+    from megalign.training import stages
 
     table = tmp_path / "devices.yaml"
     table.write_text("mine: {title: Mine, driver_names: [Cardboard 9000], peak_flops: {float32: 1.0e+9}}\n")
-    monkeypatch.setattr(run, "device_name", lambda: "Cardboard 9000")
+    monkeypatch.setattr(stages, "device_name", lambda: "Cardboard 9000")
     train(run_config(files, tmp_path / "run", inject__steps=0, track__devices=str(table)), ALONE)
     for line in metrics_of(tmp_path / "run"):
         assert line["mfu"] == pytest.approx(line["tflops_per_device"] * 1e3, rel=1e-2, abs=2e-3)

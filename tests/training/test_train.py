@@ -155,10 +155,13 @@ def test_the_summary_says_what_was_seen(files: Path, uninterrupted: Path) -> Non
     inputs = RunInputs.open(run_config(files, uninterrupted))
     samples = [inputs.samples.order.place(number).source for number in range(4 * STEPS)]
     english, clone = samples.count(0), samples.count(1)
+    batches = [inputs.word_batches().batch(step) for step in range(INJECT_STEPS)]
     assert summary["tokens_seen"] == {
         "injection": INJECT_STEPS * 2 * SEQUENCE_LENGTH,
         "pretrain": {"en": english * SEQUENCE_LENGTH, "en-clone": clone * SEQUENCE_LENGTH},
+        "words": sum(int((batch.word_of_token >= 0).sum()) for batch in batches),
     }
+    assert summary["words_seen"] == sum(batch.num_words for batch in batches)
     windows = [source.num_windows for source in inputs.samples.order.sources]
     assert summary["epochs"] == {"en": english / windows[0], "en-clone": clone / windows[1]}
     for number in range(4 * STEPS):

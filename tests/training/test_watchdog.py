@@ -14,7 +14,13 @@ from megalign.training.watchdog import Heartbeat, Watchdog, describe_hang, late_
 
 
 def beat(rank: int, *, step: int = 7, phase: str = "compute", waits: bool = True, **other: Any) -> Heartbeat:
-    values = {"host": f"node{rank}", "stage": "pretrain", "since_seconds": 30.0, "line": "run.py:1 in f"}
+    values = {
+        "host": f"node{rank}",
+        "stage": "pretrain",
+        "stage_number": 1,
+        "since_seconds": 30.0,
+        "line": "run.py:1 in f",
+    }
     return Heartbeat(rank=rank, step=step, phase=phase, waits=waits, written=time.time(), **{**values, **other})
 
 
@@ -30,7 +36,8 @@ def beats(*all_beats: Heartbeat | None) -> dict[int, Heartbeat | None]:
         # One is a phase behind, one a step, one a stage.
         (beats(beat(0), beat(1), beat(2, phase="data", waits=False)), [0, 1, 2], [2]),
         (beats(beat(0, step=6), beat(1, phase="data")), [0, 1], [0]),
-        (beats(beat(0, step=1), beat(1, step=90, stage="inject")), [0, 1], [1]),
+        (beats(beat(0, step=1), beat(1, step=90, stage="inject", stage_number=0)), [0, 1], [1]),
+        (beats(beat(0, step=1, stage="inject", stage_number=2), beat(1, step=90)), [0, 1], [1]),
         # A silent one is late wherever it was.
         (beats(beat(0), beat(1, step=8, phase="save")), [0], [1]),
         (beats(beat(0), None), [0], [1]),
@@ -70,7 +77,7 @@ def test_broken_heartbeats_are_none(tmp_path: Path) -> None:
 
 
 def test_heartbeats_come_while_it_watches_and_go_at_the_end(tmp_path: Path) -> None:
-    with Watchdog(tmp_path / "hang", 0, 1, 4.0) as watchdog:
+    with Watchdog(tmp_path / "hang", 0, 1, 4.0, ("inject", "pretrain")) as watchdog:
         watchdog.at("pretrain", 3, "data")
         deadline = time.monotonic() + 10
         while True:
@@ -79,13 +86,14 @@ def test_heartbeats_come_while_it_watches_and_go_at_the_end(tmp_path: Path) -> N
                 break
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert (content["stage"], content["phase"], content["waits"]) == ("pretrain", "data", False)
+        assert (content["stage"], content["stage_number"]) == ("pretrain", 1)
+        assert (content["phase"], content["waits"]) == ("data", False)
         assert "test_watchdog.py" in content["line"]
     assert list((tmp_path / "hang").iterdir()) == []
     assert not any(thread.name == "watchdog" for thread in threading.enumerate())
 
 
 def test_unset_it_watches_nothing(tmp_path: Path) -> None:
-    with Watchdog(tmp_path / "hang", 0, 1, None):
+    with Watchdog(tmp_path / "hang", 0, 1, None, ("pretrain",)):
         assert not any(thread.name == "watchdog" for thread in threading.enumerate())
     assert not (tmp_path / "hang").exists()

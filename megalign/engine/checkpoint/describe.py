@@ -25,7 +25,7 @@ from megalign.engine.checkpoint.content import MOMENTS
 from megalign.engine.checkpoint.pickles import read_index
 from megalign.errors import DataError
 
-STAGES = ("pretrain", "inject")
+STAGES = ("inject", "pretrain")
 # With the distributed optimizer, and without it in bfloat16.
 _COPY_KEYS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 _MOMENT_KEYS = tuple(f"optimizer.state.{moment}." for moment in MOMENTS)
@@ -67,17 +67,16 @@ class Description:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that a path means: itself, the latest of a stage's folder, or the latest of a run's folder.
+    """The checkpoint that a path means: itself, the latest of a stage's folder, or that of a run's last stage.
 
     Raises:
         DataError: there is none.
     """
     if (path / names.MARKER).exists():
         return path
-    for folder in (path, *(path / "checkpoints" / stage for stage in STAGES)):
-        found = names.latest(folder)
-        if found is not None:
-            return found
+    found = names.latest(path) or names.newest([path / "checkpoints" / stage for stage in STAGES])
+    if found is not None:
+        return found
     raise DataError(
         f"{path} is neither a complete checkpoint, nor a folder of checkpoints, nor the folder of a run that has any.",
         fix=f"Name a folder with {names.MARKER} or {names.POINTER} in it, or a run's folder.",

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,20 @@ def latest(folder: Path) -> Path | None:
             f"Write the name of a complete checkpoint (one with a {MARKER}) into {pointer}, or remove {folder} to start over.",
         )
     return path
+
+
+def newest(folders: Sequence[Path]) -> Path | None:
+    """The latest checkpoint of the stage that came last, by its `stage_number`; None where no folder has one.
+
+    Args:
+        folders: of the stages of one run, in the order that holds where checkpoints do not say theirs.
+
+    Raises:
+        DataError: a pointer or a marker is damaged.
+    """
+    found = [(number, path) for number, folder in enumerate(folders) if (path := latest(folder)) is not None]
+    numbered = [(int(read_marker(path)[0].get("stage_number", number)), number, path) for number, path in found]
+    return max(numbered, key=lambda one: one[:2])[2] if numbered else None
 
 
 def candidates(folder: Path) -> list[Path]:

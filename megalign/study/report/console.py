@@ -73,9 +73,9 @@ def _metric_text(report: Report, metric: str, method: str, language: str) -> str
 def _caption(report: Report) -> str:
     suffix = token_scale(report)[1]
     injected = [
-        f"{method.label} {tokens_cell(report, method.name, None).text} {suffix}".strip()
+        f"{method.label} {tokens_cell(report, method.name, 'injection').text} {suffix}".strip()
         for method in report.study.methods
-        if mean_tokens(report, method.name, None)
+        if mean_tokens(report, method.name, "injection")
     ]
     sentences = [
         "Means over the finished seeds.",

@@ -109,7 +109,7 @@ def draw_lines(
         axes.set_xlim(left, right if right > left else left + 1)
         finish(axes)
         _name_ends(axes, lines)
-        return _png(canvas)
+        return png_bytes(canvas)
 
 
 def draw_dots(title: str, x_label: str, dots: Sequence[Dot], *, finish: Callable[[Axes], None]) -> bytes:
@@ -136,7 +136,7 @@ def draw_dots(title: str, x_label: str, dots: Sequence[Dot], *, finish: Callable
         axes.set_xlabel(x_label)
         axes.set_title(plain(title, 64))
         finish(axes)
-        return _png(canvas)
+        return png_bytes(canvas)
 
 
 def log_axis(axes: Axes, which: str) -> None:
@@ -219,7 +219,8 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
         )
 
 
-def _png(canvas: Canvas) -> bytes:
+def png_bytes(canvas: Canvas) -> bytes:
+    """The drawing as a PNG file."""
     stream = io.BytesIO()
     # Neither version nor date in the file: the same numbers give the same bytes.
     canvas.savefig(stream, format="png", metadata={"Software": None})

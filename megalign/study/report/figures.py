@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from megalign.study.report.drawing import Dot, Line, draw_dots, draw_lines, log_axis
-from megalign.study.report.metrics import CLKA_CHANCE_PERCENT, display_scale, shown
+from megalign.study.report.dynamics import draw_dynamics, dynamics
+from megalign.study.report.metrics import CLKA_CHANCE_PERCENT, NLI_CHANCE_PERCENT, display_scale, shown
 from megalign.study.report.read import Run
 from megalign.study.report.results import Report
 
@@ -37,6 +39,8 @@ def draw_figures(report: Report) -> list[Figure]:
     languages, targets = report.study.languages, report.study.targets
     found = [_final_perplexity(report, language) for language in languages]
     found += [_final_clka(report, language) for language in languages]
+    found += [_final_inference(report, language) for language in languages]
+    found.append(_dynamics(report))
     for language in targets:
         found += _alignment(report, language)
     found += [_perplexity_curve(report, language) for language in languages]
@@ -69,6 +73,33 @@ def _final_clka(report: Report, language: str) -> Figure | None:
 
     png = draw_dots(title, label, [*dots, *(dot for dot in controls if dot.label in named)], finish=finish)
     return Figure(f"clka_{language}", "clka", _dots_in_words(title, dots), png)
+
+
+def _final_inference(report: Report, language: str) -> Figure | None:
+    title = f"ZS-CLT on {language}"
+    dots = _dots(report, "nli_accuracy", language)
+    if not dots:
+        return None
+
+    def finish(axes: Axes) -> None:
+        axes.set_xlim(0, 104)
+        axes.set_xticks(range(0, 101, 25))
+        axes.axvline(NLI_CHANCE_PERCENT, color="#777777", linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
+
+    png = draw_dots(title, "% of pairs right; dashed: chance", dots, finish=finish)
+    return Figure(f"nli_{language}", "nli", _dots_in_words(title, dots), png)
+
+
+def _dynamics(report: Report) -> Figure | None:
+    cells = dynamics(report)
+    if not cells:
+        return None
+    told = (
+        f"{one.method.label}, {one.stated_in} to {one.asked_in}: {np.nanmean(one.percent[:, -1]):.0f} %"
+        for one in cells
+    )
+    alt = f"Facts learned in each period, by frequency and pair of languages. In the last period: {'; '.join(told)}."
+    return Figure("clka_dynamics", "dynamics", alt, draw_dynamics(cells))
 
 
 def _alignment(report: Report, language: str) -> list[Figure | None]:

@@ -9,7 +9,7 @@ from typing import Any
 from megalign.study.report.metrics import display_unit, info, number, shown, shown_interval
 from megalign.study.report.read import Run
 from megalign.study.report.results import Report
-from megalign.study.report.tables import NOTHING, Cell, Column, Table
+from megalign.study.report.tables import BESIDES, NOTHING, Cell, Column, Table
 
 
 def reading_table(report: Report) -> Table:
@@ -20,8 +20,7 @@ def reading_table(report: Report) -> Table:
         Column("seed"),
         Column("status", text=True),
         Column("last step"),
-        Column("injection", "Tokens read"),
-        *(Column(language, "Tokens read") for language in languages),
+        *(Column(name, "Tokens read") for name in (*BESIDES, *languages)),
         *(Column(language, "Epochs") for language in languages),
         Column("words switched, %"),
     )
@@ -30,10 +29,10 @@ def reading_table(report: Report) -> Table:
         cells = [Cell("finished" if run.finished else run.status), _count(run.last_step)]
         record = run.record
         if record is None:
-            cells += [Cell(NOTHING)] * (2 + 2 * len(languages))
+            cells += [Cell(NOTHING)] * (1 + len(BESIDES) + 2 * len(languages))
         else:
             rate = record.codeswitch_rate
-            cells.append(_count(record.tokens_seen.injection))
+            cells += [_count(getattr(record.tokens_seen, name)) for name in BESIDES]
             cells += [_count(record.tokens_seen.pretrain.get(language)) for language in languages]
             cells += [_fixed(record.epochs.get(language), 2) for language in languages]
             cells.append(_fixed(None if rate is None else rate * 100, 2))
@@ -42,7 +41,8 @@ def reading_table(report: Report) -> Table:
         "What every run read",
         columns,
         tuple(rows),
-        "Tokens are language-modelling tokens, repetitions counted; epochs are passes over the text of a language.",
+        "Tokens of text, repetitions counted; injection: text that the injection reads besides; words: tokens of the "
+        "alignment table's words. Epochs are passes over the text of a language.",
     )
 
 

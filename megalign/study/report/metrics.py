@@ -10,6 +10,9 @@ SHARE_UNITS = frozenset({"share", "fraction", "probability", "accuracy"})
 PERCENT_UNITS = frozenset({"%", "percent"})
 # A fact is told from three distractors.
 CLKA_CHANCE_PERCENT = 25.0
+NLI_CHANCE_PERCENT = 100 / 3
+# Behind it stands the language that stated the facts.
+CLKA_FROM = "clka_from_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +50,28 @@ METRICS: dict[str, MetricInfo] = {
         "The same question for facts that were never stated; it must stay near 25 %, or CLKA measures something else.",
         1,
     ),
+    "clka_per_token": MetricInfo(
+        "CLKA per token", "The same with the likelihoods divided by the statements' tokens before they are compared.", 1
+    ),
     "clka_margin": MetricInfo(
         "CLKA margin", "Mean log-likelihood of the true statement minus that of the best distractor.", 3
     ),
+    "clka_margin_per_token": MetricInfo(
+        "CLKA margin per token", "The same with the likelihoods divided by the statements' tokens.", 3
+    ),
+    "clka_before": MetricInfo(
+        "Facts to come", "CLKA of the next period's facts, which were not stated yet; it must stay near 25 %.", 1
+    ),
+    "nli_accuracy": MetricInfo(
+        "ZS-CLT",
+        "Zero-shot cross-lingual transfer: accuracy of natural-language inference in the named language after fine-tuning all "
+        "weights and a classification head in the reference language; chance is 33.3 %.",
+        1,
+    ),
+    "perplexity_seen": MetricInfo(
+        "Perplexity, seen words", "Perplexity per token of words that the alignment table in use has.", 1, 1.0
+    ),
+    "perplexity_unseen": MetricInfo("Perplexity, unseen words", "The same for words that it does not have.", 1, 1.0),
     "aligned_cosine": MetricInfo(
         "Aligned cosine", "Mean cosine of a word and its translation at one level of the model.", 2, -1.0, 1.0
     ),
@@ -59,6 +81,22 @@ METRICS: dict[str, MetricInfo] = {
     "retrieval_at_1": MetricInfo(
         "Retrieval at 1", "Share of words whose nearest neighbour in the other language is their translation.", 1
     ),
+    "sentence_retrieval_into": MetricInfo(
+        "Sentence retrieval into",
+        "Share of reference-language sentences whose nearest neighbour by mean-pooled states, among the named language's sentences, "
+        "is their translation.",
+        1,
+    ),
+    "sentence_retrieval_from": MetricInfo(
+        "Sentence retrieval from", "The same asked with the named language's sentences.", 1
+    ),
+    "sentence_retrieval_into_centred": MetricInfo(
+        "Sentence retrieval into, centred", "The same after each language's mean is subtracted.", 1
+    ),
+    "sentence_retrieval_from_centred": MetricInfo(
+        "Sentence retrieval from, centred", "The same asked with the named language's sentences.", 1
+    ),
+    "sentences_cut": MetricInfo("Sentences cut", "Share of those sentences that are longer than a window.", 1),
     "target_mass": MetricInfo(
         "Target mass", "Probability given to target-language tokens at positions of reference-language text.", 2
     ),
@@ -67,6 +105,9 @@ METRICS: dict[str, MetricInfo] = {
 
 def info(metric: str) -> MetricInfo:
     """What is known of the metric; a metric not listed is shown under its own name."""
+    if metric.startswith(CLKA_FROM):
+        stated_in = metric.removeprefix(CLKA_FROM)
+        return MetricInfo(f"CLKA, stated in {stated_in}", f"CLKA of facts that {stated_in} text stated.", 1)
     return METRICS.get(metric) or MetricInfo(metric.replace("_", " "))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from megalign.pages import png_uri, template
 from megalign.study.report import inventory, published, tables
+from megalign.study.report.dynamics import dynamics_table
 from megalign.study.report.figures import Figure
 from megalign.study.report.findings import findings
 from megalign.study.report.results import Report
@@ -17,6 +18,9 @@ from megalign.study.report.tables import Table
 
 SECTION_NOTES = {
     "perplexity": "Dots are means over the finished seeds; bars are the 95 % intervals of the tables.",
+    "nli": "Dots are means over the finished seeds; bars are the 95 % intervals of the tables.",
+    "dynamics": "Every period of pretraining states new facts, each as often as the row says, and they are asked right after it. Columns: "
+    "the language that stated a fact, and the one that asks.",
     "alignment": "Lines are means over seeds, bands reach from the lowest to the highest seed. Dotted: random pairs of words.",
     "perplexity_steps": "Lines are means over seeds, bands reach from the lowest to the highest seed.",
     "training_loss": "Means over stretches of steps. In the injection stage the loss includes the contrastive part.",
@@ -46,8 +50,17 @@ def render_page(report: Report, figures: Sequence[Figure]) -> str:
         main=tables.main_table(report),
         comparison=tables.comparison_table(report),
         ablation=tables.ablation_table(report),
-        alignments=[table for language in study.targets if (table := tables.alignment_table(report, language))],
+        alignments=[
+            table
+            for language in study.targets
+            for table in (tables.alignment_table(report, language), tables.sentence_table(report, language))
+            if table
+        ],
         mass=tables.mass_table(report),
+        likelihood=tables.likelihood_table(report),
+        pairs=tables.pairs_table(report),
+        seen=tables.seen_table(report),
+        learned=dynamics_table(report),
         other=tables.other_table(report),
         seeds=inventory.seeds_table(report),
         reading=inventory.reading_table(report),

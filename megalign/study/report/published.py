@@ -17,6 +17,11 @@ CLONE_ROWS: tuple[tuple[str, tuple[float | None, ...]], ...] = (
     ("Codeswitching only", (None, 19.7, None, 76.1, 30.2)),
     ("Injection only", (None, 17.1, None, 77.8, 85.7)),
     ("PreAlign", (15.9, 16.5, 80.1, 79.3, 90.3)),
+    ("PreAlign, 75 % of the words", (None, 16.6, None, 78.8, 88.4)),
+    ("PreAlign, 50 % of the words", (None, 16.8, None, 78.6, 83.1)),
+    ("PreAlign, 25 % of the words", (None, 17.0, None, 78.2, 80.2)),
+    ("PreAlign, vanilla codeswitching", (None, 17.1, None, None, None)),
+    ("Only target", (None, 47.2, None, None, None)),
     ("Full target", (None, 16.2, None, None, None)),
 )
 

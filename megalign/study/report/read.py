@@ -73,10 +73,11 @@ class Score:
 
 @dataclass(frozen=True)
 class TokensSeen:
-    """Language-modelling tokens that a run was trained on."""
+    """What a run was trained on: language-modelling tokens, and the tokens of the injection's words."""
 
     injection: int | None = None
     pretrain: dict[str, int] = field(default_factory=dict)
+    words: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Record:
     parameters: int | None = None
     tokens_seen: TokensSeen = TokensSeen()
     epochs: dict[str, float] = field(default_factory=dict)
+    training_flops: float | None = None
     wall_seconds: float | None = None
     tokens_per_second: float | None = None
     codeswitch_rate: float | None = None

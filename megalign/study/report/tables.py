@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from megalign.study.report import compare
-from megalign.study.report.metrics import display_unit, info, interval_text, number, shown, shown_interval
+from megalign.study.report.metrics import CLKA_FROM, display_unit, info, interval_text, number, shown, shown_interval
 from megalign.study.report.results import Aggregate, Report, sort_key
 
 NOTHING = "–"
 ALIGNMENT_COLUMNS = {"aligned_cosine": "aligned", "random_cosine": "random", "retrieval_at_1": "top 1, %"}
 # By metric and by whether it is tied to a language; what is not here goes into the table of further metrics.
-TABLED = frozenset({"perplexity", "bits_per_byte", "clka", "clka_control", "target_mass", *ALIGNMENT_COLUMNS})
+SENTENCE_COLUMNS = {
+    "sentence_retrieval_into": "into",
+    "sentence_retrieval_from": "from",
+    "sentence_retrieval_into_centred": "into, centred",
+    "sentence_retrieval_from_centred": "from, centred",
+}
+SEEN_METRICS = ("perplexity_seen", "perplexity_unseen")
+LIKELIHOOD_METRICS = ("clka", "clka_per_token", "clka_margin", "clka_margin_per_token")
+TABLED = frozenset(
+    {"perplexity", "bits_per_byte", "clka_control", "target_mass", "nli_accuracy", "clka_before"}
+    | {*ALIGNMENT_COLUMNS, *SENTENCE_COLUMNS, *SEEN_METRICS, *LIKELIHOOD_METRICS}
+)
 
 SAME_BRACKETS = "Means and brackets as in the first table."
+# What a run reads besides the languages' text: its fields in run.json, which are columns.
+BESIDES = ("injection", "words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +67,16 @@ def main_table(report: Report) -> Table:
     ordered = (report.study.reference_language, *targets)
     planned = len(report.study.seeds)
     columns: list[MethodColumn] = [(Column("seeds"), lambda m: Cell(f"{len(report.finished(m))}/{planned}"))]
-    columns += _token_columns(report, (*languages, None))
+    columns += _token_columns(report, (*languages, *BESIDES)) + _compute_column(report)
     columns += _metric_columns(report, "perplexity", ordered)
     columns += _metric_columns(report, "bits_per_byte", ordered, False)
     columns += _metric_columns(report, "clka", ordered) + _metric_columns(report, "clka_control", targets)
-    footnote = f"Means over the finished seeds. {interval_words(report)}"
+    columns += _metric_columns(report, "nli_accuracy", ordered)
+    footnote = f"Means over the finished seeds. {interval_words(report)} {_besides_words(report)}".strip()
     if any(report.has("clka", language) for language in ordered):
         footnote += " Chance is 25 % for CLKA and for control facts."
+    if any(report.has("nli_accuracy", language) for language in ordered):
+        footnote += f" Chance is 33.3 % for ZS-CLT, which was fine-tuned in {report.study.reference_language}."
     return _by_method(report, "Language modelling and knowledge", columns, footnote)
 
 
@@ -114,12 +130,40 @@ def ablation_table(report: Report) -> Table | None:
 
 def alignment_table(report: Report, language: str) -> Table | None:
     """Cosines and retrieval at every level of every method at the end of training."""
-    levels = report.levels("aligned_cosine", language)
+    return _by_level(
+        report,
+        language,
+        ALIGNMENT_COLUMNS,
+        f"{report.study.reference_language} and {language} words by level",
+        "Mean cosine of aligned words beside that of random pairs, after the last step; top 1: share of words whose nearest neighbour "
+        "in the other language is their translation. Means over the finished seeds.",
+    )
+
+
+def sentence_table(report: Report, language: str) -> Table | None:
+    """Retrieval of parallel sentences at every level of every method; None where it was not measured."""
+    scores = [score for run in report.runs for score in run.final_scores]
+    measured = [score.n for score in scores if score.metric in SENTENCE_COLUMNS and score.language == language]
+    number_of = max((count for count in measured if count), default=0)
+    return _by_level(
+        report,
+        language,
+        SENTENCE_COLUMNS,
+        f"{report.study.reference_language} and {language} sentences by level, %",
+        f"Share of sentences whose translation is the nearest of {number_of:,} by the cosine of mean-pooled states; chance is "
+        f"{100 / max(number_of, 1):.1f} %. Into: asked with {report.study.reference_language} sentences; from: with {language} "
+        "ones; centred: after each language's mean is subtracted. Means over the finished seeds.",
+    )
+
+
+def _by_level(report: Report, language: str, titles: Mapping[str, str], caption: str, footnote: str) -> Table | None:
+    """Levels as rows, the metrics of every method as columns; None where none was measured."""
+    metrics = [metric for metric in titles if report.levels(metric, language)]
+    levels = report.levels(metrics[0], language) if metrics else []
     if not levels:
         return None
-    metrics = [metric for metric in ALIGNMENT_COLUMNS if report.levels(metric, language)]
     pairs = [(method, metric) for method in report.methods_with_results for metric in metrics]
-    columns = [Column("Level", text=True), *(Column(ALIGNMENT_COLUMNS[metric], m.label) for m, metric in pairs)]
+    columns = [Column("Level", text=True), *(Column(titles[metric], m.label) for m, metric in pairs)]
     rows = tuple(
         (
             Cell(level_name(level, levels[-1])),
@@ -127,18 +171,49 @@ def alignment_table(report: Report, language: str) -> Table | None:
         )
         for level in levels
     )
-    return Table(
-        f"{report.study.reference_language} and {language} words by level",
-        tuple(columns),
-        rows,
-        "Mean cosine of aligned words beside that of random pairs, after the last step; top 1: share of words whose nearest neighbour "
-        "in the other language is their translation. Means over the finished seeds.",
-    )
+    return Table(caption, tuple(columns), rows, footnote)
 
 
 def level_name(level: int, last: int) -> str:
     """Level 0 is the input embedding, 1..L the layers, L + 1 the output embedding."""
     return "0 embedding" if level == 0 else f"{level} output" if level == last else f"{level} layer"
+
+
+def seen_table(report: Report) -> Table | None:
+    """The shape of the paper's Figure 6: target perplexity told apart by words of the table; None where it was not."""
+    columns = [column for metric in SEEN_METRICS for column in _metric_columns(report, metric, report.study.targets)]
+    if not columns:
+        return None
+    footnote = (
+        "Per token of words that the alignment table in use has, and of other words; punctuation counts in neither. "
+        f"{SAME_BRACKETS}"
+    )
+    return _by_method(report, "Perplexity of words in the table and of others", columns, footnote)
+
+
+def likelihood_table(report: Report) -> Table | None:
+    """CLKA by total likelihood and per token, with the margins; None without facts."""
+    languages = (report.study.reference_language, *report.study.targets)
+    columns = [column for metric in LIKELIHOOD_METRICS for column in _metric_columns(report, metric, languages)]
+    if not columns:
+        return None
+    footnote = (
+        "A statement's likelihood in total and per token: the total favours objects of few tokens, the mean per token those of many. "
+        f"Margins are to the best distractor, in nats. {SAME_BRACKETS}"
+    )
+    return _by_method(report, "Knowledge by total likelihood and per token", columns, footnote)
+
+
+def pairs_table(report: Report) -> Table | None:
+    """CLKA by the language that stated and the language that asks; None where only the reference language stated facts."""
+    asked = {key[1:3] for key in report.aggregates if key[1].startswith(CLKA_FROM) and key[3] is None}
+    languages = (report.study.reference_language, *report.study.targets)
+    columns = [
+        column
+        for metric in sorted({metric for metric, _ in asked})
+        for column in _metric_columns(report, metric, [name for name in languages if (metric, name) in asked])
+    ]
+    return _by_method(report, "Knowledge by pair of languages", columns, SAME_BRACKETS) if columns else None
 
 
 def mass_table(report: Report) -> Table | None:
@@ -156,7 +231,11 @@ def mass_table(report: Report) -> Table | None:
 def other_table(report: Report) -> Table | None:
     """The metrics that no other table shows."""
     languages = {*report.study.languages, None}
-    keys = {key[1:] for key in report.aggregates if key[1] not in TABLED or key[2] not in languages}
+    keys = {
+        key[1:]
+        for key in report.aggregates
+        if (key[1] not in TABLED and not key[1].startswith(CLKA_FROM)) or key[2] not in languages
+    }
     if not keys:
         return None
     methods = report.methods_with_results
@@ -213,17 +292,17 @@ def _metric_columns(
     return [column(language) for language in languages if report.has(metric, language)]
 
 
-def mean_tokens(report: Report, method: str, source: str | None) -> float | None:
-    """Tokens that a finished run of the method read on average from a language, or in the injection (None)."""
+def mean_tokens(report: Report, method: str, source: str) -> float | None:
+    """Tokens that a finished run of the method read on average from a language, or besides (see BESIDES)."""
     seen = [run.record.tokens_seen for run in report.finished(method) if run.record is not None]
-    counts = [item.injection if source is None else item.pretrain.get(source) for item in seen]
+    counts = [getattr(item, source) if source in BESIDES else item.pretrain.get(source) for item in seen]
     known = [count for count in counts if count is not None]
     return sum(known) / len(known) if known else None
 
 
 def token_scale(report: Report) -> tuple[float, str, int]:
     """One divisor for all token counts, its sign (k, M, B or nothing) and the decimals, so that they compare at sight."""
-    sources = (*report.study.languages, None)
+    sources = (*report.study.languages, *BESIDES)
     largest = max(
         (mean_tokens(report, m.name, source) or 0 for m in report.study.methods for source in sources), default=0
     )
@@ -231,24 +310,56 @@ def token_scale(report: Report) -> tuple[float, str, int]:
     return next((item for item in scales if largest >= item[0]), scales[-1])
 
 
-def tokens_cell(report: Report, method: str, source: str | None) -> Cell:
+def tokens_cell(report: Report, method: str, source: str) -> Cell:
     """`mean_tokens` in the scale of `token_scale`."""
     scale, _, decimals = token_scale(report)
     tokens = mean_tokens(report, method, source)
     return Cell(NOTHING if tokens is None else number(tokens / scale, decimals))
 
 
-def _token_columns(report: Report, sources: Iterable[str | None]) -> list[MethodColumn]:
+def _token_columns(report: Report, sources: Iterable[str]) -> list[MethodColumn]:
     suffix = token_scale(report)[1]
 
-    def column(source: str | None) -> MethodColumn:
+    def column(source: str) -> MethodColumn:
         def cell(method: str) -> Cell:
             return tokens_cell(report, method, source)
 
-        return Column(source or "injection", "Tokens read" + (f", {suffix}" if suffix else "")), cell
+        return Column(source, "Tokens read" + (f", {suffix}" if suffix else "")), cell
 
     methods = report.study.methods
     return [column(s) for s in sources if any(mean_tokens(report, m.name, s) is not None for m in methods)]
+
+
+def _mean_flops(report: Report, method: str) -> float | None:
+    records = [run.record for run in report.finished(method) if run.record is not None]
+    known = [record.training_flops for record in records if record.training_flops is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _compute_column(report: Report) -> list[MethodColumn]:
+    """Training compute as a ratio to the baseline's; no column where it is not known or there is no baseline."""
+    baseline = report.baseline and _mean_flops(report, report.baseline.name)
+    if not baseline:
+        return []
+
+    def cell(method: str) -> Cell:
+        flops = _mean_flops(report, method)
+        return Cell(NOTHING if flops is None else number(flops / baseline, 2))
+
+    return [(Column("compute"), cell)]
+
+
+def _besides_words(report: Report) -> str:
+    """What the columns besides the languages are."""
+    read = {name for name in BESIDES for m in report.study.methods if mean_tokens(report, m.name, name)}
+    said = []
+    if "injection" in read:
+        said.append("injection is text that the injection reads besides")
+    if "words" in read:
+        said.append("words are tokens of the alignment table's words, repetitions counted")
+    if report.baseline and _compute_column(report):
+        said.append(f"compute is training FLOPs as a ratio to {report.baseline.label}'s")
+    return f"Of the columns, {'; '.join(said)}." if said else ""
 
 
 def _comparison_cell(item: compare.Comparison | None) -> Cell:
