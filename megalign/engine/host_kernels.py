@@ -22,7 +22,7 @@ def wgrad_gemm_accum_fp32(inputs: torch.Tensor, grad_output: torch.Tensor, main_
         main_grad: float32 [out, in], changed.
     """
     if inputs.dtype == main_grad.dtype:
-        main_grad.addmm_(grad_output.t(), inputs)
+        torch.addmm(main_grad, grad_output.t(), inputs, out=main_grad)
     else:
         main_grad.add_(grad_output.t() @ inputs)
 

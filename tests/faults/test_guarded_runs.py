@@ -58,7 +58,7 @@ def poison_a_gradient() -> None:
     """The loss is finite, the gradient of one matrix of rank 0 is not."""
 
     def poison(engine: Any, batches: Any) -> None:
-        name, parameter = "decoder.layers.1.mlp.linear_fc1.weight", None
+        name, parameter = "decoder.layers.1.mlp.linear_fc1.bias", None
         from megalign.engine.model import unwrapped
 
         parameter = dict(unwrapped(engine.chunks[0]).named_parameters())[name]
@@ -99,7 +99,7 @@ def test_a_gradient_that_is_not_finite_is_found_although_the_loss_is(data: Path,
         assert workers.wait(60) == [5], workers.output
     assert re.search(r"Step 3: loss \d\.\d+, gradient norm (inf|nan): not finite", workers.output)
     facts = json.loads((folder / "debug" / "pretrain-step3" / "rank0.json").read_text(encoding="utf-8"))
-    assert facts["gradients_not_finite"] == ["decoder.layers.1.mlp.linear_fc1.weight"]
+    assert facts["gradients_not_finite"] == ["decoder.layers.1.mlp.linear_fc1.bias"]
     assert last_step(folder) == 2
 
 
