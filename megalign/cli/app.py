@@ -117,24 +117,15 @@ def _report(folder: Path, console: Console) -> None:
 
 def _run(kind: str, config: Path, overrides: list[str] | None, threads: int) -> None:
     """Train or measure in the processes of the layout: those we are one of, or new ones on this machine."""
-    from megalign.cluster.local import run_locally
-    from megalign.cluster.ranks import discover
+    from megalign.cli.processes import run_worker
     from megalign.config import load_run
     from megalign.config.layout import Layout
 
     run = load_run(config, overrides or [])  # wrong settings end here, before processes start
-    Layout(run.parallel).check(run.model)
+    layout = Layout(run.parallel)
+    layout.check(run.model)
     arguments = [kind, str(config), *(overrides or [])]
-    if discover().origin != "single":
-        from megalign.study.worker import work
-
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        work(arguments)
-        return
-    world_size = Layout(run.parallel).world_size
-    code = run_locally(["megalign.study.worker", *arguments], world_size=world_size, threads=threads)
-    if code:
-        raise typer.Exit(code)
+    run_worker(arguments, layout, threads)
 
 
 @app.command()

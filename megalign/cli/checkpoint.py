@@ -118,10 +118,7 @@ def reshard_checkpoint(
 
     Starts the processes of the layout on this machine; under torchrun or srun it joins those.
     """
-    import os
-
-    from megalign.cluster.local import run_locally
-    from megalign.cluster.ranks import discover
+    from megalign.cli.processes import run_worker
     from megalign.config import load_run
     from megalign.config.layout import Layout
     from megalign.engine.checkpoint.describe import find
@@ -134,13 +131,5 @@ def reshard_checkpoint(
     check_target(target)
     kept = "weights" if without_optimizer else "all"
     arguments = ["reshard", str(run / "config.yaml"), str(source), str(target), kept, *(overrides or [])]
-    if discover().origin != "single":
-        from megalign.study.worker import work
-
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        work(arguments)
-        return
-    code = run_locally(["megalign.study.worker", *arguments], world_size=layout.world_size, threads=threads)
-    if code:
-        raise typer.Exit(code)
-    print(f"{source} was written to {find(target)}")
+    if run_worker(arguments, layout, threads):
+        print(f"{source} was written to {find(target)}")

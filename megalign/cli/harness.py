@@ -34,10 +34,7 @@ def lm_eval(
 
     Example: `megalign lm-eval runs/demo/runs/prealign/seed0 --tasks xnli_en --out runs/demo-xnli`
     """
-    import os
-
-    from megalign.cluster.local import run_locally
-    from megalign.cluster.ranks import discover
+    from megalign.cli.processes import run_worker
     from megalign.config.layout import Layout
     from megalign.errors import ConfigError
     from megalign.evaluation.harness_run import HarnessSettings, go_offline, reading
@@ -63,13 +60,4 @@ def lm_eval(
     if not allow_download:
         go_offline()
     arguments = ["lm-eval", str(run), settings.model_dump_json(), *(overrides or [])]
-    if discover().origin != "single":
-        from megalign.study.worker import work
-
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        work(arguments)
-        return
-    world_size = Layout(config.parallel).world_size
-    code = run_locally(["megalign.study.worker", *arguments], world_size=world_size, threads=threads)
-    if code:
-        raise typer.Exit(code)
+    run_worker(arguments, Layout(config.parallel), threads)

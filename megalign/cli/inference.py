@@ -32,10 +32,7 @@ def nli(
 
     Example: `megalign nli runs/r/runs/prealign/seed0 --train multinli.train.en.tsv --test en=xnli.test.tsv --test de=xnli.test.tsv`
     """
-    import os
-
-    from megalign.cluster.local import run_locally
-    from megalign.cluster.ranks import discover
+    from megalign.cli.processes import run_worker
     from megalign.config import load_run, validate
     from megalign.config.layout import Layout
     from megalign.config.tasks import NliConfig
@@ -58,13 +55,4 @@ def nli(
     settings = validate(NliConfig, content, "the options")
     config = load_run(run / "config.yaml", [f"folder={run}", *(overrides or [])])
     arguments = ["nli", str(run), settings.model_dump_json(), f"folder={run}", *(overrides or [])]
-    if discover().origin != "single":
-        from megalign.study.worker import work
-
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        work(arguments)
-        return
-    world_size = Layout(config.parallel).world_size
-    code = run_locally(["megalign.study.worker", *arguments], world_size=world_size, threads=threads)
-    if code:
-        raise typer.Exit(code)
+    run_worker(arguments, Layout(config.parallel), threads)
