@@ -11,25 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-# Okabe and Ito's colours without the yellow, which is too pale on white; markers tell the next seven models apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
+from megalign.pages import figures
+from megalign.pages.figures import COLOURS as COLOURS
+
+# Markers tell the next seven models apart.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MAX_LABELLED_POINTS, MAX_LEGEND_MODELS, MAX_NAME = 90, 24, 28
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#888888",
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "text.color": "#222222",
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "savefig.dpi": 140,
-}
+STYLE = {**figures.STYLE, "savefig.dpi": 140}
 
 
 @dataclass(frozen=True)

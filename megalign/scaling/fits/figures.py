@@ -13,31 +13,14 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from megalign.pages import Picture
+from megalign.pages.figures import COLOURS, CURVES
 from megalign.scaling.fits.analysis import CHANCE, KNOWLEDGE, LOSS, Analysis
 from megalign.scaling.fits.findings import size_name
 from megalign.scaling.fits.measurements import Measurement
 from megalign.scaling.fits.series import SeriesFit
 
-COLOURS = ("#0072B2", "#D55E00")
 EXTRAPOLATED = (0, (3, 2))
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "savefig.dpi": 160,
-}
+STYLE = {**CURVES, "legend.frameon": False, "legend.fontsize": 8.0}
 
 
 @dataclass(frozen=True)
@@ -143,7 +126,7 @@ def _range(found: Analysis) -> tuple[float, float]:
 def _losses(found: Analysis, language: str) -> Callable[[Axes], str]:
     def draw(axes: Axes) -> str:
         low, high = _range(found)
-        for method, colour in zip(found.methods, COLOURS, strict=True):
+        for method, colour in zip(found.methods, COLOURS[:2], strict=True):
             rows = found.select(method, language, LOSS)
             fit = found.losses.get((method, language))
             _dots(axes, rows, colour, method, lambda row: row.parameters)
@@ -163,7 +146,7 @@ def _losses(found: Analysis, language: str) -> Callable[[Axes], str]:
 def _knowledge(found: Analysis, language: str) -> Callable[[Axes], str]:
     def draw(axes: Axes) -> str:
         low, high = _range(found)
-        for method, colour in zip(found.methods, COLOURS, strict=True):
+        for method, colour in zip(found.methods, COLOURS[:2], strict=True):
             _dots(axes, found.select(method, language, KNOWLEDGE), colour, method, lambda row: row.parameters)
             _curve(axes, found.knowledge.get((method, language)), colour, low, high)
         axes.axhline(CHANCE, color="#888888", linewidth=0.8)
@@ -254,7 +237,7 @@ def _data_curves(found: Analysis, language: str) -> Callable[[Axes], str]:
 def _cost(found: Analysis, language: str) -> Callable[[Axes], str]:
     def draw(axes: Axes) -> str:
         places: list[float] = []
-        for method, colour in zip(found.methods, COLOURS, strict=True):
+        for method, colour in zip(found.methods, COLOURS[:2], strict=True):
             rows = [row for row in found.select(method, language, LOSS) if row.flops]
             _dots(axes, rows, colour, method, lambda row: row.flops or 0.0)
             places += [row.flops or 0 for row in rows]

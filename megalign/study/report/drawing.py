@@ -13,8 +13,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-# Okabe and Ito's colours without the yellow, which is too pale on white; dashes tell the second seven from the first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
+from megalign.pages.figures import COLOURS, CURVES
+
+# Dashes tell the second seven colours from the first.
 DASHES: tuple[object, ...] = ("solid", (0, (5, 1.5)), (0, (3, 1, 1, 1)))
 DOTTED = (0, (1, 1.6))
 WIDTH_INCHES, HEIGHT_INCHES = 5.4, 3.3
@@ -23,24 +24,6 @@ LEFT_MARGIN, NAME_MARGIN = 0.115, 0.04
 NAME_POINTS, MAX_NAME = 8.0, 32
 # Between names, as a share of the axes' height.
 LABEL_GAP = 0.062
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "text.color": "#222222",
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "savefig.dpi": 160,
-}
 
 
 @dataclass(frozen=True)
@@ -81,7 +64,7 @@ def draw_lines(
 
     `finish` sets what is special of the panel's axes before the names are placed.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(CURVES):
         canvas = Canvas(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
         names = max(
             TextPath((0, 0), plain(line.label, MAX_NAME), size=NAME_POINTS).get_extents().width for line in lines
@@ -115,7 +98,7 @@ def draw_lines(
 def draw_dots(title: str, x_label: str, dots: Sequence[Dot], *, finish: Callable[[Axes], None]) -> bytes:
     """A row for every label: the value as a dot with its number, the interval as a bar."""
     labels = list(dict.fromkeys(dot.label for dot in dots))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(CURVES):
         canvas = Canvas(figsize=(WIDTH_INCHES, 1.15 + 0.38 * len(labels)), layout="constrained")
         axes = canvas.add_subplot()
         for dot in dots:

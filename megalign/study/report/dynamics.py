@@ -10,7 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from megalign.study.report.drawing import STYLE, plain, png_bytes
+from megalign.pages.figures import CURVES
+from megalign.study.report.drawing import plain, png_bytes
 from megalign.study.report.metrics import CLKA_CHANCE_PERCENT, CLKA_FROM, number
 from megalign.study.report.read import Method, Run
 from megalign.study.report.results import Report
@@ -116,7 +117,7 @@ def draw_dynamics(cells: list[Cells]) -> bytes:
     pairs = list(dict.fromkeys((one.stated_in, one.asked_in) for one in cells))
     steps, frequencies = cells[0].steps, cells[0].frequencies
     width, height = _PANEL_INCHES
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "font.size": 8.0}):
+    with matplotlib.rc_context({**CURVES, "axes.grid": False, "font.size": 8.0}):
         size = (1.35 + width * len(pairs), 0.95 + height * len(methods))
         canvas = Canvas(figsize=size, layout="constrained")
         axes = canvas.subplots(len(methods), len(pairs), squeeze=False)
