@@ -31,7 +31,8 @@ class CorpusConfig(Section):
     """The text of a study and how it becomes a token store."""
 
     kind: Literal["procedural", "folder", "store"] = Field(
-        description="procedural: made from the seed; folder: files; store: a token store, as tools/ make it."
+        description="procedural: made from the seed; folder: files, read into memory; store: a token store, as tools/ "
+        "make it, of any size."
     )
     path: str | None = Field(
         None,
@@ -46,7 +47,9 @@ class CorpusConfig(Section):
     )
     target_tokens: Positive = Field(description="Training tokens of every other language, the clone included.")
     validation_tokens: NonNegative = Field(0, description="Held-out tokens of every language. A store has its own.")
-    vocab_size: NonNegative = Field(0, description="Ids of the byte-level BPE tokenizer. A store has its own.")
+    vocab_size: NonNegative = Field(
+        0, description="Ids of the byte-level BPE tokenizer. Of a store: those it must have; 0: any."
+    )
     tokenizer_characters: Positive = Field(
         4_000_000, description="Characters of every language the tokenizer is trained on."
     )
@@ -55,8 +58,8 @@ class CorpusConfig(Section):
     def _path_fits_kind(self) -> CorpusConfig:
         if self.kind != "procedural" and not self.path:
             raise ValueError(f"kind {self.kind!r} needs path")
-        if self.kind == "store" and (self.validation_tokens or self.vocab_size):
-            raise ValueError("kind 'store' takes neither validation_tokens nor vocab_size: the store has its own")
+        if self.kind == "store" and self.validation_tokens:
+            raise ValueError("kind 'store' takes no validation_tokens: the store has its own held-out text")
         if self.kind != "store" and (not self.validation_tokens or self.vocab_size < 258):
             raise ValueError(f"kind {self.kind!r} needs validation_tokens of 1 or more and vocab_size of 258 or more")
         if self.kind == "procedural" and (self.path or self.target_languages):
@@ -171,8 +174,10 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _ratios_are_of_methods(self) -> StudyConfig:
+    def _ladder_fits(self) -> StudyConfig:
         labels = [method.label for method in self.methods]
+        if self.ladder and not self.corpus.vocab_size:
+            raise ValueError("a ladder counts with corpus.vocab_size: set it to the ids of the store's tokenizer")
         unknown = [name for name in (self.ladder.ratios_of if self.ladder else ()) if name not in labels]
         if unknown:
             raise ValueError(f"ladder.ratios_of names {unknown[0]}, which is not among methods: {', '.join(labels)}")

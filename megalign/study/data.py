@@ -166,6 +166,12 @@ def check_corpus_store(study: StudyConfig) -> TokenStore:
     """
     corpus = study.corpus
     store = TokenStore.open(Path(corpus.path or ""))
+    num_ids = store.vocabulary.tokenizer.vocab_size
+    if corpus.vocab_size not in (0, num_ids):
+        raise DataError(
+            f"The tokenizer of the store {corpus.path} has {num_ids:,} ids, corpus.vocab_size is {corpus.vocab_size:,}.",
+            fix="Correct corpus.vocab_size, or name another store.",
+        )
     for language in languages_of(study):
         wanted = corpus.source_tokens if language == corpus.source_language else corpus.target_tokens
         found = store.num_tokens(language) if store.has(language, "train") else 0

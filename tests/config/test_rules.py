@@ -150,6 +150,17 @@ def test_a_run_that_neither_injects_nor_switches_needs_no_table() -> None:
             {"table.dictionaries": {"de": "f"}},
             "c: table: kind 'golden' takes no dictionaries.",
         ),
+        (
+            {"corpus": {"kind": "store", "path": "s", "source_tokens": 9, "target_tokens": 9, "validation_tokens": 1}},
+            "c: corpus: kind 'store' takes no validation_tokens: the store has its own held-out text.",
+        ),
+        (
+            {
+                "corpus": {"kind": "store", "path": "s", "clone": True, "source_tokens": 9, "target_tokens": 9},
+                "ladder": {"sizes": [32], "target_ratios": [5], "budget": {"source_tokens": 9}},
+            },
+            "c: a ladder counts with corpus.vocab_size: set it to the ids of the store's tokenizer.",
+        ),
     ],
 )
 def test_rules_of_a_study(changes: dict[str, Any], message: str) -> None:

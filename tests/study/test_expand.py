@@ -127,6 +127,10 @@ def test_a_study_of_a_store_builds_the_table_alone(tmp_path: Path) -> None:
         DataError, match=r"has 6,000 training tokens of en-clone, fewer than corpus\.target_tokens, 7,000"
     ):
         build_data(greedy, 1, tmp_path / "greedy")
+    other = small_study.study(tmp_path, corpus={**wanted, "vocab_size": 700}, facts=None)
+    with pytest.raises(DataError, match=r"has 600 ids, corpus\.vocab_size is 700"):
+        build_data(other, 1, tmp_path / "other")
+    build_data(small_study.study(tmp_path, corpus={**wanted, "vocab_size": 600}, facts=None), 1, tmp_path / "same")
 
 
 def test_a_layout_that_does_not_divide_ends_before_anything_starts(tmp_path: Path) -> None:
