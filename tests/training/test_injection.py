@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from training_data import run_config
 
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
-from megalign.engine import checkpoint, groups
+from megalign.engine import checkpoint
 from megalign.engine.engine import Engine
 from megalign.errors import ConfigError
 from megalign.prealign.words import WordBatches
 from megalign.training.run import RunFolder, RunInputs, train
 
+pytestmark = pytest.mark.usefixtures("world_of_one")
+
 ALONE = Rank(0, 1, 0, "", "single")
 NAMES = ("aligned_cosine", "random_cosine", "retrieval_at_1", "uniformity")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def world_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    meeting = tmp_path_factory.mktemp("meeting") / "rendezvous"
-    layout = Layout(run_config(Path("unused"), Path("unused")).parallel)
-    groups.start(layout, rank=0, world_size=1, local_rank=0, init_method=f"file://{meeting}")
-    yield
-    groups.stop()
-    torch.set_num_threads(before)
 
 
 def lines_of(folder: Path, stage: str) -> list[dict[str, Any]]:

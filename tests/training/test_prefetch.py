@@ -23,7 +23,7 @@ def test_the_next_step_is_made_while_this_one_is_worked_on() -> None:
         for step in range(1, 5):
             assert data.take(step) == f"data {step}"
             if step < 4:
-                assert begun[step + 1].wait(10), "the next step's data are not being made"
+                assert begun[step + 1].wait(60), "the next step's data are not being made"
     assert made == [1, 2, 3, 4]
     assert not begun[5].is_set()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from training_data import SEQUENCE_LENGTH, run_config
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
-from megalign.engine import checkpoint, groups
+from megalign.engine import checkpoint
 from megalign.engine.checkpoint.describe import find
 from megalign.engine.checkpoint.folder import POINTER, write_marker
 from megalign.engine.engine import Engine
@@ -25,6 +24,8 @@ from megalign.scaling.flops import forward_flops
 from megalign.training.initial import newest_checkpoint
 from megalign.training.run import RunFolder, RunInputs, train
 
+pytestmark = pytest.mark.usefixtures("world_of_one")
+
 ALONE = Rank(0, 1, 0, "", "single")
 INJECT_STEPS, STEPS = 6, 12
 PRETRAINED = [("pretrain", n) for n in range(1, STEPS + 1)]
@@ -33,18 +34,6 @@ METHODS = {
     "during": {"inject__when": "during", "inject__contrastive_weight": 0.25, "codeswitch__ratio": 0.0},
     "after": {"inject__when": "after", "codeswitch__ratio": 0.0},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def world_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    meeting = tmp_path_factory.mktemp("meeting") / "rendezvous"
-    layout = Layout(run_config(Path("unused"), Path("unused")).parallel)
-    groups.start(layout, rank=0, world_size=1, local_rank=0, init_method=f"file://{meeting}")
-    yield
-    groups.stop()
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=METHODS)

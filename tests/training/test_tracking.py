@@ -10,32 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from training_data import SEQUENCE_LENGTH, run_config
 
 from megalign.cluster.ranks import Rank
 from megalign.config.layout import Layout
 from megalign.config.sections import TrackConfig
-from megalign.engine import groups
 from megalign.engine.batch import LanguageBatch
 from megalign.errors import EnvironmentProblem
 from megalign.training import tracking
 from megalign.training.run import RunInputs, train
 from megalign.training.tracking import check_installed, scalars
 
+pytestmark = pytest.mark.usefixtures("world_of_one")
+
 ALONE = Rank(0, 1, 0, "", "single")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def world_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    config = run_config(Path("unused"), Path("unused"))
-    meeting = tmp_path_factory.mktemp("meeting") / "rendezvous"
-    groups.start(Layout(config.parallel), rank=0, world_size=1, local_rank=0, init_method=f"file://{meeting}")
-    yield
-    groups.stop()
-    torch.set_num_threads(before)
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:

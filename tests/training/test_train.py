@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,17 @@ from training_data import SEQUENCE_LENGTH, build_files, run_config
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
-from megalign.engine import checkpoint, groups
+from megalign.engine import checkpoint
 from megalign.engine.engine import Engine, StepResult
 from megalign.engine.model import unwrapped
 from megalign.errors import ConfigError, DataError, StoppedOnRequest
 from megalign.training.run import RunFolder, RunInputs, train
 
+pytestmark = pytest.mark.usefixtures("world_of_one")
+
 ALONE = Rank(0, 1, 0, "", "single")
 INJECT_STEPS, STEPS = 6, 12
 ALL_STEPS = [("inject", n) for n in range(1, INJECT_STEPS + 1)] + [("pretrain", n) for n in range(1, STEPS + 1)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def world_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    config = run_config(Path("unused"), Path("unused"))
-    meeting = tmp_path_factory.mktemp("meeting") / "rendezvous"
-    groups.start(Layout(config.parallel), rank=0, world_size=1, local_rank=0, init_method=f"file://{meeting}")
-    yield
-    groups.stop()
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
