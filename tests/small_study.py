@@ -124,7 +124,7 @@ def printed(console: Console) -> str:
 
 
 def megalign(
-    *arguments: str | Path, timeout_seconds: float = 200, **environment: str
+    *arguments: str | Path, timeout_seconds: float = 400, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the installed `megalign` command; whatever happens, it must not print a traceback."""
     done = subprocess.run(

@@ -86,14 +86,14 @@ def arguments(what: str, folder: Path) -> list[str]:
     return ["a_process", what, str(folder)]
 
 
-def wait_for(*paths: Path, seconds: float = 30.0) -> None:
+def wait_for(*paths: Path, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not all(path.exists() for path in paths):
         assert time.monotonic() < deadline, f"{[p.name for p in paths if not p.exists()]} did not come"
         time.sleep(0.01)
 
 
-def finish(processes: LocalProcesses, seconds: float = 30.0) -> int:
+def finish(processes: LocalProcesses, seconds: float = 120.0) -> int:
     deadline = time.monotonic() + seconds
     while (code := processes.poll()) is None:
         assert time.monotonic() < deadline
@@ -203,7 +203,7 @@ def test_a_launcher_ended_from_outside_passes_the_stop_on(tmp_path: Path) -> Non
     try:
         wait_for(tmp_path / "ready.0", tmp_path / "ready.1")
         launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(30) == 75
+        assert launcher.wait(120) == 75
     finally:
         launcher.kill()
         launcher.wait()

@@ -48,7 +48,7 @@ def train(config: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def megalign(*arguments: Any, timeout_seconds: float = 250) -> subprocess.CompletedProcess[str]:
+def megalign(*arguments: Any, timeout_seconds: float = 400) -> subprocess.CompletedProcess[str]:
     """The installed command."""
     import small_study
 

@@ -197,7 +197,7 @@ def test_killed_at_random_moments_and_continued(
         assert process.poll() is None, "every run must be killed, none may end"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    subprocess.run(arguments, env=environment(), check=True, timeout=120)
+    subprocess.run(arguments, env=environment(), check=True, timeout=400)
     assert contents(output) == undisturbed
 
 

@@ -158,7 +158,7 @@ def test_released_predictions_serve_as_questions(reference_data: Path) -> None:
 def run_example(out: Path, *arguments: str) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(EXAMPLE / "loop.py"), "--out", str(out), *arguments]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

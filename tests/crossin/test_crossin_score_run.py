@@ -27,7 +27,7 @@ QUICK = ScoreOptions(report=False, bootstrap=Bootstrap(num_resamples=10))
 def tool(*arguments: object, code: int = 0) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
     command = [sys.executable, str(ROOT / "tools" / "score_consistency.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr

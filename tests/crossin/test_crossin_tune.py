@@ -349,7 +349,7 @@ def test_two_processes_do_what_one_does(tiny_models: dict[str, Path], data: Path
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
                "-m", "megalign", "crossin", "tune", str(settings), "--out", str(tmp_path / "two")]  # fmt: skip
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     tune(config, tmp_path / "one")
     assert done.stdout.count("4 steps, last loss") == 1  # the first process alone speaks

@@ -38,7 +38,7 @@ def layout_of(**parallel: Any) -> Layout:
     return Layout(ParallelConfig(**parallel))
 
 
-def run(function: Callable[..., Any], layout: Layout, *args: Any, timeout_seconds: float = 90) -> list[Any]:
+def run(function: Callable[..., Any], layout: Layout, *args: Any, timeout_seconds: float = 240) -> list[Any]:
     """`function(layout, *args)` on every rank of `layout`, inside its process groups.
 
     Args:

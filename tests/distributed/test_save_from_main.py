@@ -37,7 +37,7 @@ def test_an_unguarded_main_saves_and_no_process_is_started(tmp_path: Path, backg
     helpers = str(Path(__file__).resolve().parent)
     script.write_text(textwrap.dedent(SAVE).format(helpers=helpers, folder=str(tmp_path), background=background))
     command = [sys.executable, "-m", "save_once"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "step_00000001" / "state.json").exists()
     assert (tmp_path / "run" / "latest").read_text() == "step_00000001\n"

@@ -20,7 +20,7 @@ SECRET = "sk-very-secret-key-0123456789"
 def client(url: str, **settings: Any) -> Client:
     return Client(
         Endpoint(url, "model"),
-        **{"backoff_seconds": 0.01, "timeout_seconds": 5.0, "requests_per_minute": 1e6} | settings,
+        **{"backoff_seconds": 0.01, "timeout_seconds": 60.0, "requests_per_minute": 1e6} | settings,
     )
 
 
@@ -51,14 +51,16 @@ def test_answers_come_back_in_order_and_equal_questions_are_asked_once(tmp_path:
         Reply(body=b'{"choices": [{"message": {"content": null}}]}'),
         Reply(text="half an ans", finish_reason="length"),
         Reply(text="good", missing_bytes=5),
-        Reply(text="late", delay_seconds=0.6),
+        Reply(text="late", delay_seconds=3.0),
         Reply(text="drip" * 200, drip_seconds=0.02),
     ],
     ids=lambda reply: f"{reply.status} {reply.body!r:.20} {reply.finish_reason} {reply.delay_seconds}",
 )
 def test_a_failure_that_passes_is_tried_again(bad: Reply, tmp_path: Path) -> None:
+    # Long enough for a good answer on a busy machine, too short for a slow one.
+    patience_seconds = 2.0 if bad.delay_seconds or bad.drip_seconds else 60.0
     with chat_server(lambda _, before: bad if before == 0 else Reply("good")) as server:
-        answers = client(server.url, timeout_seconds=0.4).ask_all([question()], Cache(tmp_path / "c"))
+        answers = client(server.url, timeout_seconds=patience_seconds).ask_all([question()], Cache(tmp_path / "c"))
     assert answers == ["good"]
     assert len(server.requests) == 2
 
@@ -212,7 +214,7 @@ def test_a_slow_server_does_not_hold_the_run(tmp_path: Path) -> None:
         client(server.url, timeout_seconds=0.3, num_attempts=2).ask_all(
             [question()], Cache(tmp_path / "c"), on_failure=failures.append
         )
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15, "the whole answer takes 20"
     assert failures[0].reason == "no answer within 0.3 seconds"
 
 

@@ -57,7 +57,7 @@ def test_line_numbers_stay() -> None:
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=False)
 
 
 _SNAPSHOT = """

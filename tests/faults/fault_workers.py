@@ -24,6 +24,8 @@ from training_data import run_config
 from megalign.cluster.local import free_port, process_environment
 from megalign.engine.checkpoint.folder import complete, latest
 
+PATIENCE_SECONDS = 240.0  # for what takes a few seconds on a quiet machine
+
 ranks._context.set_forkserver_preload(
     [
         "pytest",
@@ -119,14 +121,14 @@ class Workers:
         for process in self.processes:
             process.join()
 
-    def wait(self, seconds: float = 60) -> list[int | None]:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> list[int | None]:
         """The exit codes; None for those that did not end in time."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         return [process.exitcode for process in self.processes]
 
-    def until(self, condition: Callable[[], Any], seconds: float = 60) -> bool:
+    def until(self, condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> bool:
         """Wait for a condition. False: a process ended before."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -159,7 +161,7 @@ def _work(arguments: list[str], environment: dict[str, str], log: Path, fault: C
 def run_to_end(arguments: list[str], log: Path, *, world_size: int = 1, **kwargs: Any) -> str:
     """Run workers that must end well; what they wrote."""
     with Workers(arguments, log, world_size=world_size, **kwargs) as workers:
-        codes = workers.wait(120)
+        codes = workers.wait()
         assert codes == [0] * world_size, f"{codes}\n{workers.output}"
         return workers.output
 

@@ -62,7 +62,7 @@ def run_of_six(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_to_end(["train", str(write_run(data, base / "whole", train__steps=9))], base / "log")
     config = write_run(data, base / "run", train__steps=9, train__keep_checkpoints=3)
     with Workers(["train", str(config)], base / "log", fault=exit_file_at_six) as workers:
-        assert workers.wait(60) == [75], workers.output
+        assert workers.wait() == [75], workers.output
     assert steps_kept(base / "run") == [4, 5, 6]
     return base
 
@@ -107,7 +107,7 @@ def test_when_no_checkpoint_holds_the_run_does_not_begin_anew(data: Path, run_of
     for path in names.complete(checkpoints(folder)):
         flip_a_bit(shard_of(path))
     with Workers(["train", str(config)], tmp_path / "log") as workers:
-        assert workers.wait(60) == [3], workers.output
+        assert workers.wait() == [3], workers.output
     assert (
         f"error: No checkpoint in {checkpoints(folder)} is whole: step_00000006: shards/__0_0.distcp" in workers.output
     )
@@ -145,7 +145,7 @@ def test_a_rank_without_space_ends_the_run_and_the_checkpoint_before_stays(
     folder = tmp_path / "run"
     config = write_run(data, folder, train__steps=9, parallel__pipeline=2, train__async_checkpoint=background)
     with Workers(["train", str(config)], tmp_path / "log", world_size=2, fault=no_space_on_last_rank) as workers:
-        assert workers.wait(60) == [4, 4], workers.output
+        assert workers.wait() == [4, 4], workers.output
     where = checkpoints(folder)
     assert (
         f"error: The checkpoint of step 3 could not be written to {where}: rank 1: OSError: [Errno 28] No space left on "
@@ -177,7 +177,7 @@ def test_a_write_the_kernel_refuses(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = write_run(data, folder, train__steps=9)
     with Workers(["train", str(config)], tmp_path / "log", fault=file_size_limit) as workers:
-        assert workers.wait(60) == [4], workers.output
+        assert workers.wait() == [4], workers.output
     assert "The checkpoint of step 3 could not be written" in workers.output
     assert "File too large" in workers.output
     assert "Traceback" not in workers.output
@@ -216,7 +216,7 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(data: Path, 
             overtaken |= pending is not None and lines > int(pending.name[len(".tmp-step_") :][:8]) + 1
             if lines >= 20:
                 break
-        assert workers.wait(60) == [0, 0], workers.output
+        assert workers.wait() == [0, 0], workers.output
     assert overtaken, "training did not go on while the checkpoint was written"
     assert steps_kept(behind) == steps_kept(at_once) == [5, 10, 15, 20]
     for step in (5, 15):

@@ -21,11 +21,11 @@ def test_of_two_processes_on_one_run_the_first_ends(data: Path, tmp_path: Path) 
     with Workers(["train", config], tmp_path / "first.log") as first:
         assert first.until(lambda: last_step(folder) >= 5), first.output
         with Workers(["train", config], tmp_path / "second.log") as second:
-            assert first.wait(60) == [6], first.output
+            assert first.wait() == [6], first.output
             begun = last_step(folder)
             assert second.until(lambda: last_step(folder) > begun), second.output
             second.send(signal.SIGTERM)
-            assert second.wait(60) == [75], second.output
+            assert second.wait() == [75], second.output
     assert f"error: {folder} was taken over by process {second.processes[0].pid} on " in first.output
     assert "Nothing more is published from here: it would overwrite the other's work." in first.output
     lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -56,7 +56,7 @@ def test_a_process_that_comes_back_may_not_publish_its_checkpoint(data: Path, tm
         run_to_end(["train", config], tmp_path / "second.log")
         marker = (where / "step_00000004" / "state.json").read_bytes()
         (where / "go on").touch()
-        assert first.wait(60) == [6], first.output
+        assert first.wait() == [6], first.output
     assert (where / "step_00000004" / "state.json").read_bytes() == marker
     assert not list(where.glob(".tmp-*"))
 
@@ -66,7 +66,7 @@ def test_scores_of_an_evaluation_that_was_taken_over_are_not_written(data: Path,
     config = str(write_run(data, folder, train__steps=2))
     run_to_end(["train", config], tmp_path / "log")
     with Workers(["eval", config], tmp_path / "log", fault=taken_over_while_measuring) as workers:
-        assert workers.wait(60) == [6], workers.output
+        assert workers.wait() == [6], workers.output
     assert not (folder / "scores.jsonl").exists()
 
 

@@ -33,7 +33,7 @@ def test_sigusr1_to_one_rank_of_four_saves_on_all_at_the_same_step(data: Path, t
     with Workers(["train", str(config)], tmp_path / "log", world_size=4) as workers:
         assert workers.until(lambda: len(logged_steps(folder)) >= 3), workers.output
         workers.send(signal.SIGUSR1, rank=2)
-        assert workers.wait(60) == [75] * 4, workers.output
+        assert workers.wait() == [75] * 4, workers.output
     (step,) = steps_kept(folder)
     assert step == last_step(folder) == logged_steps(folder)[-1] >= 3
     assert (
@@ -60,7 +60,7 @@ def test_files_ask_for_a_checkpoint_and_for_the_end(data: Path, tmp_path: Path) 
         (saved,) = steps_kept(folder)
         assert workers.until(lambda: len(logged_steps(folder)) >= saved + 2), "it goes on"
         (folder / "exit").touch()
-        assert workers.wait(60) == [75], workers.output
+        assert workers.wait() == [75], workers.output
     assert not (folder / "exit").exists(), "or the next start would end at once"
     assert steps_kept(folder) == [saved, logged_steps(folder)[-1]]
     assert f"There was a file exit in {folder}." in workers.output
@@ -72,8 +72,8 @@ def test_the_wall_clock_limit_stops_with_its_margin(data: Path, tmp_path: Path) 
     config = write_run(data, folder, train__steps=ENDLESS, train__checkpoint_interval=None, **limits)
     started = time.monotonic()
     with Workers(["train", str(config)], tmp_path / "log") as workers:
-        assert workers.wait(60) == [75], workers.output
-    assert 1.5 < time.monotonic() - started < 25
+        assert workers.wait() == [75], workers.output
+    assert time.monotonic() - started > 1.5
     assert "train.max_seconds 30 less train.stop_margin_seconds 28.5 is over." in workers.output
     assert last_step(folder) == logged_steps(folder)[-1] > 0
 
@@ -97,7 +97,7 @@ def test_a_request_waits_for_the_checkpoint_that_is_being_written(data: Path, tm
     with Workers(["train", str(config)], tmp_path / "log", fault=slow_writes) as workers:
         assert workers.until(lambda: logged_steps(folder)[-1:] == [4]), workers.output
         workers.send(signal.SIGTERM)
-        assert workers.wait(60) == [75], workers.output
+        assert workers.wait() == [75], workers.output
     assert steps_kept(folder) == sorted({4, last_step(folder)}), "the one in the background too"
     assert last_step(folder) == logged_steps(folder)[-1]
 
@@ -133,11 +133,11 @@ def test_measuring_while_training_stops_and_is_made_up_for(data: Path, tmp_path:
     folder = tmp_path / "run"
     config = str(write_run(data, folder, **{**changes, "train__checkpoint_interval": None}))
     with Workers(["train", config], tmp_path / "log", fault=stop_in_first_measurement) as workers:
-        assert workers.wait(60) == [75], workers.output
+        assert workers.wait() == [75], workers.output
     assert not (folder / "scores.jsonl").exists(), "half a measurement is none"
     assert last_step(folder) == 0
     with Workers(["train", config], tmp_path / "log", fault=stop_in_second_measurement) as workers:
-        assert workers.wait(60) == [75], workers.output
+        assert workers.wait() == [75], workers.output
     assert measured_steps(folder) == {0}
     assert last_step(folder) == 2
     run_to_end(["train", config], tmp_path / "log")
@@ -156,7 +156,7 @@ def test_evaluation_stops_with_75_and_writes_nothing(data: Path, tmp_path: Path)
     config = str(write_run(data, folder, train__steps=2, evaluate__batch_size=8))
     run_to_end(["train", config], tmp_path / "log")
     with Workers(["eval", config], tmp_path / "log", fault=stop_in_first_measurement) as workers:
-        assert workers.wait(60) == [75], workers.output
+        assert workers.wait() == [75], workers.output
     assert "Asked to stop while measuring; what was measured so far is not kept." in workers.output
     assert not (folder / "scores.jsonl").exists()
     run_to_end(["eval", config], tmp_path / "log")
@@ -179,7 +179,7 @@ def asked_before_the_work() -> None:
 def test_a_request_before_the_work_begins_leaves_with_75(data: Path, tmp_path: Path) -> None:
     config = write_run(data, tmp_path / "run")
     with Workers(["train", str(config)], tmp_path / "log", fault=asked_before_the_work) as workers:
-        assert workers.wait(60) == [75], workers.output
+        assert workers.wait() == [75], workers.output
     assert "Asked to stop by SIGTERM." in workers.output
     assert "Traceback" not in workers.output
 

@@ -71,7 +71,7 @@ def test_scores_are_those_of_hf_on_the_export(
 ) -> None:
     out = tmp_path / "out"
     settings = harness_tasks.settings_of(tasks, out, harness_tasks.NAMES)
-    ranks.run(harness_tasks.evaluate, ranks.layout_of(**parallel), plain, settings, timeout_seconds=200)
+    ranks.run(harness_tasks.evaluate, ranks.layout_of(**parallel), plain, settings, timeout_seconds=400)
     found = json.loads((out / "results.json").read_text())
     for task, metrics in expected["results"].items():
         for name, value in metrics.items():
@@ -122,7 +122,7 @@ def test_what_cannot_be_evaluated(runs: dict[str, Path], tasks: Path, tmp_path: 
         {**harness_tasks.settings_of(tasks, tmp_path / str(n), [task]), **more}
         for n, (task, more, _) in enumerate(cases)
     ]
-    (told,) = ranks.run(harness_tasks.refusals, ranks.layout_of(), runs["learned"], settings, timeout_seconds=200)
+    (told,) = ranks.run(harness_tasks.refusals, ranks.layout_of(), runs["learned"], settings, timeout_seconds=400)
     for text, (_, _, message) in zip(told, cases, strict=True):
         assert message in text
 

@@ -29,11 +29,11 @@ def asked_for(body: dict[str, Any]) -> list[str]:
     return words
 
 
-def translator(url: str, cache: Path, **settings: Any) -> ChatWordTranslator:
+def translator(url: str, cache: Path, *, timeout_seconds: float = 60.0, **settings: Any) -> ChatWordTranslator:
     client = Client(
         Endpoint(url, "model"),
         backoff_seconds=0.01,
-        timeout_seconds=0.4,
+        timeout_seconds=timeout_seconds,
         requests_per_minute=1e6,
         num_attempts=3,
     )
@@ -74,7 +74,7 @@ def test_words_are_asked_for_together_and_once(tmp_path: Path) -> None:
         Reply(text='{"bank": ["a word that goes on and on"]}'),
         Reply(text='{"bank": ["' + "x" * 61 + '"]}'),
         Reply(text='{"bank": ["Uf', finish_reason="length"),
-        Reply(text='{"bank": ["spät"]}', delay_seconds=0.8),
+        Reply(text='{"bank": ["spät"]}', delay_seconds=3.0),
     ],
     ids=lambda reply: f"{reply.status} {reply.text or reply.body!r:.32}",
 )
@@ -82,7 +82,8 @@ def test_a_bad_answer_is_asked_for_again(bad: Reply, tmp_path: Path) -> None:
     failures: dict[str, str] = {}
     good = Reply('```json\n{"bank": ["Ufer", "die  Bank", "Ufer"]}\n```')
     with chat_server(lambda _, before: bad if before == 0 else good) as server:
-        found = translator(server.url, tmp_path / "c").translate(["bank"], DE, failures.__setitem__)
+        words = translator(server.url, tmp_path / "c", timeout_seconds=2.0 if bad.delay_seconds else 60.0)
+        found = words.translate(["bank"], DE, failures.__setitem__)
     assert found == {"bank": ("Ufer", "die Bank")}
     assert len(server.requests) == 2
     assert failures == {}

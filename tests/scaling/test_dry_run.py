@@ -269,7 +269,7 @@ def test_a_dry_run_imports_no_torch(content: dict[str, Any], tmp_path: Path) -> 
         "heavy = {'torch', 'megatron', 'transformers'} & {name.split('.')[0] for name in sys.modules};"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=400)
 
 
 def test_the_configuration_is_not_changed(content: dict[str, Any], tmp_path: Path) -> None:

@@ -185,5 +185,5 @@ def test_a_plan_imports_no_torch() -> None:
         "heavy = {'torch', 'megatron', 'transformers'} & {name.split('.')[0] for name in sys.modules};"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from megalign.cluster.records import records_of
 from megalign.cluster.submit import submissions
 from megalign.errors import ConfigError, EnvironmentProblem
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize("number", ["USR1", "TERM"])

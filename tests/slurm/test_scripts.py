@@ -15,7 +15,7 @@ from slurm_work import write_site
 
 from megalign.corpus.store import TokenStore
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PYTHON = {"PYTHON": sys.executable}
 

@@ -17,7 +17,7 @@ from small_study import SEED
 
 from megalign.study.expand import StudyFolder
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 TWO_NODES = {"parallel__data": 2, "parallel__tensor": 2}
 
 

@@ -165,7 +165,7 @@ def test_a_stopped_study_continues_to_the_same_summary(finished_study: StudyFold
         command(*arguments), env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while not metrics.exists() or not metrics.read_text(encoding="utf-8").count("\n"):
             assert time.monotonic() < deadline, "the run did not start in time"
             assert process.poll() is None, process.communicate()[0]
