@@ -19,8 +19,10 @@ with warnings.catch_warnings():
     from megatron.core import __version__ as megatron_core_version
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing import serialization as checkpoint_serialization
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
     from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -48,6 +50,7 @@ with warnings.catch_warnings():
 
 __all__ = [
     "ON_HOST",
+    "CheckpointingConfig",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "DistributedOptimizer",
@@ -77,5 +80,7 @@ __all__ = [
     "nested_values",
     "parallel_state",
     "reduce_from_tensor_model_parallel_region",
+    "save_config",
+    "save_preprocess",
     "torch_strategy",
 ]

@@ -157,6 +157,52 @@ def test_a_rank_without_space_ends_the_run_and_the_checkpoint_before_stays(
     assert last_step(folder) == 9
 
 
+def no_space_for_common_file() -> None:
+    """Megatron writes this one by itself, on rank 0, before the shards."""
+    import torch
+
+    save, count = torch.save, 0
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        if str(args[1]).endswith("common.pt"):
+            count += 1
+            if count == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*args, **kwargs)
+
+    torch.save = failing  # type: ignore[assignment]
+
+
+def no_space_for_metadata() -> None:
+    """The file that Megatron would write on rank 0 at the end, while the others wait at a barrier."""
+    from megalign.engine.checkpoint import shards
+
+    save, count = shards.save_config, 0
+
+    def failing(*args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*args)
+
+    shards.save_config = failing  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("fault", [no_space_for_common_file, no_space_for_metadata])
+def test_no_space_for_the_small_files_of_rank_0(data: Path, tmp_path: Path, fault: Callable[[], None]) -> None:
+    folder = tmp_path / "run"
+    config = write_run(data, folder, train__steps=9, parallel__tensor=2)
+    with Workers(["train", str(config)], tmp_path / "log", world_size=2, fault=fault) as workers:
+        assert workers.wait() == [4, 4], workers.output
+    assert "The checkpoint of step 3 could not be written" in workers.output
+    assert "rank 0: OSError: [Errno 28] No space left on device" in workers.output
+    assert "Traceback" not in workers.output
+    assert (last_step(folder), steps_kept(folder)) == (2, [1, 2])
+    assert not list(checkpoints(folder).glob(".tmp-*"))
+
+
 def file_size_limit() -> None:
     """The kernel refuses files beyond 100 kB from the third checkpoint on."""
     import resource

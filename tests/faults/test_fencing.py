@@ -61,6 +61,33 @@ def test_a_process_that_comes_back_may_not_publish_its_checkpoint(data: Path, tm
     assert not list(where.glob(".tmp-*"))
 
 
+def taken_over_while_writing() -> None:
+    """As the new owner begins, it clears away what the old one has begun to write."""
+    from megalign.engine.checkpoint import folder, saving
+
+    begin = saving.Saver._begin
+
+    def begun(self: saving.Saver, step: int) -> Path:
+        temporary = begin(self, step)
+        if step == 4:
+            Ownership.claim(self.folder.parents[1], "train")
+            folder.clean(self.folder)
+        return temporary
+
+    saving.Saver._begin = begun  # type: ignore[method-assign]
+
+
+def test_a_process_whose_unfinished_files_are_cleared_away_says_why(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = str(write_run(data, folder, train__steps=6, train__checkpoint_interval=2, parallel__data=2))
+    log = tmp_path / "log"
+    with Workers(["train", config], log, world_size=2, fault=taken_over_while_writing) as workers:
+        assert workers.wait() == [6, 6], workers.output
+    assert "was taken over by process" in workers.output
+    assert "Traceback" not in workers.output
+    assert last_step(folder) == 2
+
+
 def test_scores_of_an_evaluation_that_was_taken_over_are_not_written(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = str(write_run(data, folder, train__steps=2))

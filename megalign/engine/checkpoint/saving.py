@@ -16,9 +16,9 @@ from megalign import __version__
 from megalign.engine.checkpoint import folder as names
 from megalign.engine.checkpoint.content import refuse_unsound, sharded_state
 from megalign.engine.checkpoint.loading import damaged_files, warn
-from megalign.engine.checkpoint.shards import ShardStrategy, ShardWrite, together
+from megalign.engine.checkpoint.shards import ShardStrategy, ShardWrite, give_up, together
 from megalign.engine.engine import Engine
-from megalign.engine.mcore import dist_checkpointing, megatron_core_version
+from megalign.engine.mcore import dist_checkpointing, megatron_core_version, save_preprocess
 from megalign.engine.weights import sharding_metadata
 from megalign.errors import EnvironmentProblem, MegalignError
 
@@ -90,7 +90,6 @@ class Saver:
         self.finish()
         adam_step = refuse_unsound(engine, step)
         temporary = self._on_rank_zero(step, lambda: self._begin(step))
-        shards = temporary / "shards"
         metadata = {name: value for name, value in sharding_metadata().items() if name != "dp_cp_group"}
         # Before its first step an optimizer has no state (Megatron would assert), and a fresh one is the same.
         content = sharded_state(engine, loading=False, with_optimizer=bool(adam_step))
@@ -101,19 +100,34 @@ class Saver:
             "versions": {"megalign": __version__, "megatron-core": megatron_core_version, "torch": torch.__version__},
         }
         try:
-            write: ShardWrite = dist_checkpointing.save(
-                content,
-                str(shards),
-                sharded_strategy=ShardStrategy(background=self.background),
-                async_sharded_save=True,
-                content_metadata=metadata,
-            )
+            write = self._write(content, str(temporary / "shards"), metadata)
         except CheckpointException as error:
             raise self._failure(step, temporary, error) from error
         self._pending = _Pending(step, temporary, write, {**state, "step": step}, facts)
         if not self.background:
             self.finish()
         return names.path_of(self.folder, step)
+
+    def _write(self, content: dict[str, Any], folder: str, metadata: dict[str, Any]) -> ShardWrite:
+        """Begin to write; CheckpointException on all ranks if one cannot."""
+        try:
+            # Megatron's check that all is written once, apart from its writing: what fails there, on rank 0 alone, does so
+            # before the only thing the other ranks then wait for, the plan.
+            save_preprocess(content)
+            write: ShardWrite = dist_checkpointing.save(
+                content,
+                folder,
+                sharded_strategy=ShardStrategy(background=self.background),
+                validate_access_integrity=False,
+                async_sharded_save=True,
+                content_metadata=metadata,
+            )
+        except CheckpointException:
+            raise
+        except Exception as error:
+            give_up(error)
+            raise
+        return write
 
     def finish(self) -> None:
         """Wait until the checkpoint that was begun is written on all ranks, and publish it.

@@ -24,7 +24,9 @@ from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper
 
-from megalign.engine.mcore import ShardedTensor, torch_strategy
+from megalign.engine.mcore import CheckpointingConfig, ShardedTensor, save_config, torch_strategy
+
+_BACKEND, _VERSION = "torch_dist", 1
 
 
 def together() -> _DistWrapper:
@@ -89,7 +91,8 @@ class ShardWrite:
     """A checkpoint's shards being written.
 
     Attributes:
-        finalize_fns: what Megatron wants called, on all ranks, after everything is written.
+        finalize_fns: filled by Megatron, and not called: they write a file on rank 0 and wait at a barrier, where the
+            other ranks would wait for ever if that failed. `finish` writes that file.
     """
 
     def __init__(
@@ -146,11 +149,10 @@ class ShardWrite:
         def write_index(everyone: list[tuple[list[WriteResult], dict[str, str]]]) -> dict[str, str]:
             assert self._index is not None
             self._writer.finish(self._index, [results for results, _ in everyone])
+            save_config(CheckpointingConfig(_BACKEND, _VERSION), str(self._writer.path))
             return {name: crc for _, checksums in everyone for name, crc in checksums.items()}
 
-        checksums = together().all_reduce("write", own, write_index)
-        for finalize in self.finalize_fns:
-            finalize()
+        checksums: dict[str, str] = together().all_reduce("write", own, write_index)
         return checksums
 
 
@@ -162,7 +164,7 @@ class ShardStrategy(torch_strategy.TorchDistSaveShardedStrategy):
     """
 
     def __init__(self, *, background: bool) -> None:
-        super().__init__("torch_dist", 1, thread_count=1)
+        super().__init__(_BACKEND, _VERSION, thread_count=1)
         self.background = background
 
     def async_save(self, sharded_state_dict: Any, checkpoint_dir: Any, *args: Any, **kwargs: Any) -> ShardWrite:
@@ -187,6 +189,19 @@ class ShardStrategy(torch_strategy.TorchDistSaveShardedStrategy):
             return writer.write_data(plan, planner).value()
 
         return ShardWrite(writer, files, index, write, background=self.background)
+
+
+def give_up(error: BaseException) -> None:
+    """Called by a rank that failed before the plan, which the others are waiting in: they get the error too.
+
+    Raises:
+        CheckpointException: on all ranks.
+    """
+
+    def local() -> SavePlan:
+        raise error
+
+    together().reduce_scatter("plan", local, lambda plans: plans)
 
 
 def _plan(planner: Any, writer: FileSystemWriter, content: dict[str, Any]) -> tuple[SavePlan, Metadata | None]:
