@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megalign.config.layout import Layout
 from megalign.engine.device import BACKEND, DEVICE
+from megalign.engine.host_memory import keep_freed_memory
 from megalign.engine.mcore import model_parallel_cuda_manual_seed, parallel_state
 
 
@@ -28,6 +29,8 @@ def start(layout: Layout, *, rank: int, world_size: int, local_rank: int, init_m
     layout.check_world_size(world_size)
     if DEVICE.type == "cuda":
         torch.cuda.set_device(local_rank)
+    else:
+        keep_freed_memory()
     if not dist.is_initialized():
         dist.init_process_group(
             BACKEND, init_method=init_method, rank=rank, world_size=world_size, timeout=timedelta(minutes=30)

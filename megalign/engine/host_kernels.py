@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+_BLOCK_NUMBERS = 2**16  # 256 KB in float32
 
 
 def wgrad_gemm_accum_fp32(inputs: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor) -> None:
@@ -24,7 +26,15 @@ def wgrad_gemm_accum_fp32(inputs: torch.Tensor, grad_output: torch.Tensor, main_
     if inputs.dtype == main_grad.dtype:
         torch.addmm(main_grad, grad_output.t(), inputs, out=main_grad)
     else:
-        main_grad.add_(grad_output.t() @ inputs)
+        product = grad_output.t() @ inputs
+        for rows in _blocks(product):  # torch converts before it adds
+            main_grad[rows].add_(product[rows])
+
+
+def _blocks(matrix: torch.Tensor) -> Iterator[slice]:
+    """Rows that stay in a core's cache while they are worked on."""
+    step = max(1, _BLOCK_NUMBERS // matrix.size(1))
+    return (slice(first, first + step) for first in range(0, matrix.size(0), step))
 
 
 def multi_tensor_scale(chunk_size: int, noop_flag: Any, tensor_lists: list[list[torch.Tensor]], scale: Any) -> None:
@@ -115,6 +125,56 @@ def rotary(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     return call
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """Negative log-likelihood of labels. Megatron passes eight times over all logits; here a block is read once."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        scores, wanted = logits.detach().reshape(-1, logits.size(-1)), labels.reshape(-1, 1)
+        # softmax - one-hot. Like Megatron's, it takes the place of float32 logits: the linear layer did not keep them.
+        gradient = scores if scores.dtype == torch.float32 else torch.empty(scores.shape, dtype=torch.float32)
+        nll = torch.empty(wanted.shape, dtype=torch.float32)
+        for rows in _blocks(scores):
+            own = gradient[rows]
+            if gradient is not scores:
+                own.copy_(scores[rows])
+            block = torch.log_softmax(own, -1)
+            nll[rows] = -block.gather(1, wanted[rows])
+            torch.exp(block, out=own)
+        gradient.scatter_add_(1, wanted, torch.full_like(nll, -1.0))
+        ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
+        return nll.view(labels.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        upstream = grad_output.reshape(-1, 1)
+        result = gradient
+        if ctx.dtype != gradient.dtype:
+            result = torch.empty(gradient.shape, dtype=ctx.dtype)
+        for rows in _blocks(gradient):
+            scaled = gradient[rows].mul_(upstream[rows])
+            if result is not gradient:
+                result[rows] = scaled
+        return result.view(*grad_output.shape, -1), None
+
+
+def cross_entropy(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Megatron's cross entropy where the vocabulary is not split."""
+
+    @functools.wraps(original)
+    def call(logits: torch.Tensor, target: torch.Tensor, label_smoothing: float = 0.0, **more: Any) -> torch.Tensor:
+        from megatron.core import parallel_state
+
+        if label_smoothing or parallel_state.get_tensor_model_parallel_world_size() > 1:
+            return original(logits, target, label_smoothing, **more)
+        result: torch.Tensor = _CrossEntropy.apply(logits, target)
+        return result
+
+    return call
+
+
 def all_reduce(tensor: torch.Tensor, *rest: Any, **more: Any) -> Any:
     """torch.distributed's, without a journey through gloo's threads where a group has one member."""
     group = more.get("group")
@@ -134,6 +194,8 @@ def install(module: types.ModuleType) -> None:
             "_grad_accum_fusion_available": True,
             name: linear(names[name]),
         }
+    elif module.__name__ == "megatron.core.tensor_parallel.cross_entropy":
+        names["vocab_parallel_cross_entropy"] = cross_entropy(names["vocab_parallel_cross_entropy"])
     elif module.__name__ == "megatron.core.models.common.embeddings.rope_utils":
         names["_apply_rotary_pos_emb_bshd"] = rotary(names["_apply_rotary_pos_emb_bshd"])
     elif module.__name__ == "megatron.core.optimizer.clip_grads":

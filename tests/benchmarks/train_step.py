@@ -1,27 +1,33 @@
 """The training step against its peers: a plain PyTorch model and transformers' Trainer; same shapes, batches, AdamW.
 
-    python tests/benchmarks/train_step.py [--shape tiny|12x512] [--rounds 7] [--dtype float32|bfloat16] [--no-trainer]
+    python tests/benchmarks/train_step.py [--shape tiny|12x512] [--batch N] [--rounds 7] [--dtype float32|bfloat16]
+                                          [--no-trainer]
 
-Rounds interleave the arms, and the median of the rounds' ratios is printed, so that a busy machine slows all. CPU seconds
-are printed beside wall seconds. `--dtype` is the engine's; the peers compute in float32, as they do by default.
+Every arm has a process of its own. Rounds interleave the arms, and the median of the rounds' ratios is printed, so that a
+busy machine slows all. CPU seconds are printed beside wall seconds. `--dtype` is the engine's; the peers compute in
+float32, as they do by default.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+OURS, PLAIN, TRAINER = "megalign (Megatron-Core)", "plain PyTorch", "transformers Trainer"
 
 
 @dataclass(frozen=True)
@@ -198,35 +204,50 @@ def round_of(step: Callable[[np.ndarray, int], float]) -> Callable[[list[np.ndar
     return measure
 
 
+def work(pipe: Connection, name: str, s: Shape, dtype: str) -> None:
+    """One arm in a process of its own: what the engine sets for its process (malloc) is not the peers'."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    measure = {
+        OURS: lambda: round_of(engine_step(s, dtype)),
+        PLAIN: lambda: round_of(plain_step(s)),
+        TRAINER: lambda: trainer_round(s),
+    }[name]()
+    rng = np.random.default_rng(0)
+    windows = [rng.integers(0, s.vocab, (s.batch, s.sequence + 1)) for _ in range(s.steps)]
+    while pipe.recv():
+        pipe.send(measure(windows))
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--batch", type=int, help="windows of a step, instead of the shape's")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--no-trainer", action="store_true", help="leave transformers' Trainer out")
     arguments = parser.parse_args()
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     s = SHAPES[arguments.shape]
-    rng = np.random.default_rng(0)
-    windows = [rng.integers(0, s.vocab, (s.batch, s.sequence + 1)) for _ in range(s.steps)]
-    ours = "megalign (Megatron-Core)"
-    arms = {ours: round_of(engine_step(s, arguments.dtype)), "plain PyTorch": round_of(plain_step(s))}
-    if not arguments.no_trainer:
-        arms["transformers Trainer"] = trainer_round(s)
+    s = replace(s, batch=arguments.batch or s.batch)
+    context = multiprocessing.get_context("spawn")
+    arms: dict[str, Connection] = {}
+    for name in (OURS, PLAIN) if arguments.no_trainer else (OURS, PLAIN, TRAINER):
+        arms[name], theirs = context.Pipe()
+        context.Process(target=work, args=(theirs, name, s, arguments.dtype), daemon=True).start()
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     for _ in range(arguments.rounds + 1):  # the first warms up
-        for name, measure in arms.items():
-            seconds[name].append(measure(windows))
+        for name, pipe in arms.items():
+            pipe.send(True)
+            seconds[name].append(pipe.recv())
     tokens = s.batch * s.sequence * s.steps
-    print(f"{arguments.shape}: {s}, {arguments.dtype}, {torch.get_num_threads()} thread")
+    print(f"{arguments.shape}: {s}, {arguments.dtype}, {os.environ['OMP_NUM_THREADS']} thread")
     print("| | tokens/s (median) | tokens per CPU second |\n|---|---|---|")
     for name, pairs in seconds.items():
         wall, cpu = (statistics.median(pair[kind] for pair in pairs[1:]) for kind in (0, 1))
         print(f"| {name} | {tokens / wall:,.0f} | {tokens / cpu:,.0f} |")
     for name in list(arms)[1:]:
         for kind, label in ((0, "wall"), (1, "CPU")):
-            pairs = zip(seconds[ours][1:], seconds[name][1:], strict=True)
+            pairs = zip(seconds[OURS][1:], seconds[name][1:], strict=True)
             ratio = statistics.median(theirs[kind] / own[kind] for own, theirs in pairs)
             print(f"megalign / {name}, tokens per {label} second, median of {arguments.rounds} rounds: {ratio:.3f}")
 

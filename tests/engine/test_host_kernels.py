@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import partial
 from typing import Any
 
 import cases
@@ -80,6 +83,63 @@ def test_gradients_of_bfloat16_products_are_added_in_float32() -> None:
     buffer = torch.full((1, 1), 1000.0)
     host_kernels.wgrad_gemm_accum_fp32(inputs, upstream, buffer)
     assert buffer.item() == 1002.0  # bfloat16 has no 1002
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_and_its_gradient(one_process: None, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    from megatron.core.tensor_parallel import cross_entropy
+
+    monkeypatch.setattr(host_kernels, "_BLOCK_NUMBERS", 50)  # several blocks, the last one shorter
+    ours, theirs = both(cross_entropy.vocab_parallel_cross_entropy)
+    draw = torch.Generator().manual_seed(0)
+    logits = (8 * torch.randn(5, 3, 11, generator=draw)).to(dtype)
+    logits[2, 1] = -1000.0
+    logits[2, 1, 4] = 1000.0
+    labels = torch.randint(0, 11, (5, 3), generator=draw)
+    labels[2, 1] = 4
+    upstream = torch.randn(5, 3, generator=draw)
+
+    def run(loss: Any, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        own = given.clone().requires_grad_()
+        out = loss(own * 1.0, labels)  # both change their argument
+        out.backward(upstream.to(out.dtype))
+        assert own.grad is not None
+        return out.detach(), own.grad
+
+    exact = run(
+        lambda x, y: torch.nn.functional.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="none").view(5, 3),
+        logits.double(),
+    )
+    short = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
+    for loss in (ours, theirs):
+        nll, gradient = run(loss, logits)
+        assert (nll.dtype, gradient.dtype) == (torch.float32, dtype)
+        torch.testing.assert_close(nll.double(), exact[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient.double(), exact[1], rtol=short, atol=1e-6)
+    torch.testing.assert_close(
+        run(partial(ours, label_smoothing=0.1), logits)[0], run(partial(theirs, label_smoothing=0.1), logits)[0]
+    )
+
+
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    code = """
+import platform, resource, sys
+import torch
+from megalign.engine.host_memory import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.zeros(50_000_000, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+if platform.libc_ver()[0] != "glibc":
+    sys.exit(0)
+assert keep_freed_memory()
+for _ in range(8):  # the heap takes some rounds to hold blocks that fit
+    after = faults()
+assert after < before / 20, (before, after)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=400)
 
 
 def test_scaling_in_place_and_apart() -> None:
