@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megalign.corpus import preprocess
-from megalign.errors import MegalignError
+from megalign.errors import MegalignError, report_error
 
 Input = Annotated[
     str, typer.Option("--input", help="A file, folder or quoted glob of parquet, jsonl(.gz, .zst) or txt, or hub:ID.")
@@ -37,11 +37,8 @@ def command(function: Callable[..., None]) -> None:
     app.command()(function)
     try:
         app()
-    except MegalignError as error:
-        for label, text in (("error", error.what), ("why", error.why), ("fix", error.fix)):
-            if text:
-                print(f"{label}: {text}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except (MegalignError, OSError) as error:
+        sys.exit(report_error(error))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from megalign.cli.jobs import cancel, logs, status
 from megalign.cli.plan import plan
 from megalign.cli.scaling import scaling_app
 from megalign.cli.submit import submit
-from megalign.errors import MegalignError
+from megalign.errors import MegalignError, report_error
 
 app = typer.Typer(
     name="megalign",
@@ -207,11 +207,9 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the `megalign` command."""
-    from megalign.study.worker import report_error
-
     try:
         app()
-    except MegalignError as error:
+    except (MegalignError, OSError) as error:
         sys.exit(report_error(error, int(os.environ.get("RANK", "0"))))
 
 

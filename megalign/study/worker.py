@@ -17,7 +17,7 @@ from types import FrameType
 
 from megalign.cluster.ranks import Rank, discover
 from megalign.config import RunConfig, StudyConfig, load_run, load_study
-from megalign.errors import MegalignError, StoppedOnRequest
+from megalign.errors import MegalignError, StoppedOnRequest, report_error
 
 
 class _Leave(BaseException):
@@ -176,14 +176,6 @@ def _work(kind: str, path: str, *rest: str) -> None:
         raise ValueError(f"unknown work {kind!r}")
 
 
-def report_error(error: MegalignError, rank: int = 0) -> int:
-    """Print an error for a person; the exit code."""
-    if rank == 0 or error.exit_code != 75:
-        lines = [f"error: {error.what}", *(f"  {part}" for part in (error.why, error.fix) if part)]
-        print("\n".join(lines), file=sys.stderr, flush=True)
-    return error.exit_code
-
-
 def main() -> None:
     """Entry point of the process."""
     import logging
@@ -193,7 +185,7 @@ def main() -> None:
     logging.getLogger("megatron").setLevel(logging.ERROR)
     try:
         work(sys.argv[1:])
-    except MegalignError as error:
+    except (MegalignError, OSError) as error:
         code = report_error(error, int(os.environ.get("RANK", "0")))
         sys.stdout.flush()
         # Another rank may hang in a collective that this one left: do not wait for it in the interpreter's shutdown.

@@ -59,6 +59,8 @@ def train(config: RunConfig, rank: Rank, probe: loop.Probe | None = None) -> Non
                 seconds += _run_stage(context, name, config.stages[number - 1] if number else None, stop)
         if writes and (seconds or not folder.summary.exists()):
             _summarise(context, time.monotonic() - started, seconds)
+        elif writes:
+            print(f"{folder.path} has finished training: nothing to do", flush=True)
     finally:
         folder.release()
 

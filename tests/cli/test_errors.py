@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import small_study
 from small_study import SEED, megalign
 
 from megalign.corpus.store import TokenStore
+from megalign.errors import of_storage, report_error
 from megalign.prealign.table import AlignmentTable, Entry, Translation
 from megalign.study.data import build_data
 from megalign.study.expand import StudyFolder
@@ -176,3 +179,35 @@ def test_other_settings_in_a_run_folder_are_refused(config: Path, tmp_path: Path
 
 def test_a_folder_without_a_study_has_no_report(tmp_path: Path) -> None:
     assert str(tmp_path) in fails(3, "study", "report", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "run"
+    text = fails(4, "train", config, f"folder={folder}")
+    assert f"error: {folder}" in text
+    assert "Not a directory. Check this path and the storage it is on." in text
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "expected"),
+    [
+        (errno.ENOSPC, None, "No space left on device. Free space there, or choose another folder; the same command"),
+        (
+            errno.EACCES,
+            "/x",
+            "/x: Permission denied. Choose a folder that you may write to, or change its permissions.",
+        ),
+        (errno.ENOENT, "/x", "/x: No such file or directory. Check this path and the storage it is on."),
+    ],
+)
+def test_what_the_file_system_says_has_a_way_out(number: int, path: str | None, expected: str) -> None:
+    problem = of_storage(OSError(number, os.strerror(number), path))
+    assert problem is not None
+    assert str(problem).startswith(expected)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ECONNREFUSED, "x"), FileNotFoundError("x"), OSError("x")])
+def test_errors_that_are_not_of_files_keep_their_traceback(error: OSError) -> None:
+    with pytest.raises(OSError, match="x"):
+        report_error(error)

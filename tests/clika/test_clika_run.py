@@ -203,7 +203,7 @@ def test_errors_end_with_their_code(responses: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     printed = tool(responses, "--out", out, "--strict", "--no-report", code=3)
     assert "findings in the data" in printed
-    assert "fix: Mend the files, or score without --strict" in printed
+    assert "  Mend the files, or score without --strict" in printed
     assert "names no two models" in tool(responses, "--out", out, "--compare", "large", code=2)
     assert "tiny is to be compared and has no responses" in tool(
         responses, "--out", out, "--compare", "large:tiny", code=2

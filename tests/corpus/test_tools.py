@@ -103,11 +103,11 @@ def test_errors_have_a_fix_and_a_code(corpus: Path, tmp_path: Path) -> None:
     arguments = ("--output", tmp_path / "s", "--tokenizer", tmp_path / "none.json")
     said = tool("preprocess_culturax", "--input", corpus, "--languages", "en=x", *arguments, code=2)
     assert "error: The language 'en=x' cannot be read." in said
-    assert "fix: Write en=2e6" in said
+    assert "  Write en=2e6" in said
     said = tool("preprocess_culturax", "--input", corpus, "--languages", "en", *arguments, code=3)
     assert "none.json does not exist" in said
-    assert "fix: Give --input, or --existing." in tool("train_tokenizer", "--output", tmp_path / "t.json", code=2)
-    assert "fix: Give --input, or --merge." in tool("count_words", "--output", tmp_path / "t.tsv", code=2)
+    assert "  Give --input, or --existing." in tool("train_tokenizer", "--output", tmp_path / "t.json", code=2)
+    assert "  Give --input, or --merge." in tool("count_words", "--output", tmp_path / "t.tsv", code=2)
     assert "There is no finished token store" in tool("inspect_store", tmp_path, code=3)
     assert "missing_manifest" in tool("check_store", tmp_path, code=3)
     assert "has no build.json" in tool("check_store", tmp_path, "--repair", code=3)
