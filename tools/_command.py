@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megalign.corpus import preprocess
-from megalign.errors import MegalignError, report_error
+from megalign.errors import ConfigError, MegalignError, report_error
 
 Input = Annotated[
     str, typer.Option("--input", help="A file, folder or quoted glob of parquet, jsonl(.gz, .zst) or txt, or hub:ID.")
@@ -39,6 +40,17 @@ def command(function: Callable[..., None]) -> None:
         app()
     except (MegalignError, OSError) as error:
         sys.exit(report_error(error))
+
+
+def whole(number: float, option: str) -> int:
+    """The whole part of a number that may be written as 2e6.
+
+    Raises:
+        ConfigError: the number is not finite.
+    """
+    if not math.isfinite(number):
+        raise ConfigError(f"{option} is {number}.", fix="Give a finite number.")
+    return int(number)
 
 
 @contextmanager

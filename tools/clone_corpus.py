@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _command import Output, command
+from _command import Output, command, whole
 
 from megalign.corpus.store.transform import clone_store
 
@@ -25,7 +25,7 @@ def clone(
     ] = None,
 ) -> None:
     """Write a store of the clone alone."""
-    made = clone_store(store, output, language, clone, None if tokens is None else int(tokens))
+    made = clone_store(store, output, language, clone, None if tokens is None else whole(tokens, "--tokens"))
     print(f"{output}: {made.num_tokens(clone)} tokens of {clone}, vocabulary {made.vocabulary.size}")
 
 

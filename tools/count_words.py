@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _command import Languages, NumWorkers, OnBadRow, Output, command
+from _command import NumWorkers, OnBadRow, Output, command
 
 from megalign.corpus.preprocess import PreprocessSettings, open_workers, parse_languages
 from megalign.corpus.word_counts import count_words, read_counts, write_counts
@@ -20,7 +20,7 @@ from megalign.errors import ConfigError
 def count(
     output: Output,
     input: Annotated[str, typer.Option(help="A file, folder or quoted glob of parquet, jsonl or txt, or hub:ID.")] = "",
-    languages: Languages = "en",
+    languages: Annotated[str, typer.Option(help="Languages: en,de. All of their text is counted.")] = "en",
     workers: NumWorkers = 1,
     on_bad_row: OnBadRow = "skip",
     lowercase: Annotated[bool, typer.Option(help="Count words in lower case.")] = False,
@@ -37,9 +37,10 @@ def count(
     with open_workers(workers) as opened:
         if opened is None:
             return
-        for language, counts in count_words(settings, opened, lowercase).items():
-            write_counts(output / f"{language}.tsv", counts, minimum)
-            print(f"{output / f'{language}.tsv'}: {counts.total()} words, {len(counts)} different")
+        for language, counts in count_words(settings, opened, lowercase, print).items():
+            written = write_counts(output / f"{language}.tsv", counts, minimum)
+            left_out = f", {len(counts) - written} of them too rare to be written" if written < len(counts) else ""
+            print(f"{output / f'{language}.tsv'}: {counts.total()} words, {len(counts)} different{left_out}")
 
 
 if __name__ == "__main__":

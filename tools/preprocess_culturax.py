@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _command import Input, Languages, NumWorkers, OnBadRow, Output, Seed, command, progress_bars
+from _command import Input, Languages, NumWorkers, OnBadRow, Output, Seed, command, progress_bars, whole
 
 from megalign.corpus.preprocess import PreprocessSettings, open_workers, parse_languages, run
 
@@ -37,9 +37,10 @@ def preprocess(
     archive: Annotated[Path | None, typer.Option(help="Also write a compressed copy here, for keeping.")] = None,
 ) -> None:
     """Turn text into a token store: zarr units that are memory-mapped in training."""
+    unit = whole(unit_megabytes * 2**20, "--unit-megabytes")
     settings = PreprocessSettings(
         input, str(tokenizer), parse_languages(languages), seed, valid_fraction, min_length, deduplicate,
-        tuple(keep_url), tuple(drop_url), tuple(collection), on_bad_row, max_bad_fraction, int(unit_megabytes * 2**20),
+        tuple(keep_url), tuple(drop_url), tuple(collection), on_bad_row, max_bad_fraction, unit,
     )  # fmt: skip
     with open_workers(workers) as opened:
         if opened is None:
@@ -50,7 +51,6 @@ def preprocess(
         print(f"{language}: " + ", ".join(f"{number} {name}" for name, number in count.items()))
     if archive is not None:
         from megalign.corpus.store.transform import archive_store
-
         archive_store(output, archive)
 
 

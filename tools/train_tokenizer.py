@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _command import Languages, OnBadRow, Output, Seed, command
+from _command import OnBadRow, Output, Seed, command, whole
 
 from megalign.corpus.preprocess import PreprocessSettings, parse_languages
 from megalign.corpus.tokenizer import Tokenizer, train_tokenizer
@@ -21,7 +21,7 @@ from megalign.errors import ConfigError
 def tokenizer(
     output: Output,
     input: Annotated[str, typer.Option(help="A file, folder or quoted glob of parquet, jsonl or txt, or hub:ID.")] = "",
-    languages: Languages = "en",
+    languages: Annotated[str, typer.Option(help="Languages: en,de,zh.")] = "en",
     vocab_size: Annotated[int, typer.Option(help="Tokens, the 256 bytes and the end of text among them.")] = 32000,
     megabytes: Annotated[float, typer.Option(help="Text per language to learn from.")] = 100.0,
     seed: Seed = 0,
@@ -42,7 +42,7 @@ def tokenizer(
         raise ConfigError("There is nothing to train on.", fix="Give --input, or --existing.")
     else:
         settings = PreprocessSettings(input, "", parse_languages(languages), seed, on_bad_row=on_bad_row)
-        made = train_tokenizer(balanced_sample(settings, int(megabytes * 1e6)), vocab_size, output)
+        made = train_tokenizer(balanced_sample(settings, whole(megabytes * 1e6, "--megabytes"), print), vocab_size, output)
     print(
         f"{output}: {made.vocab_size} tokens, end of text {made.eos_token} = {made.eos_id}, fingerprint {made.fingerprint}"
     )

@@ -207,6 +207,9 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the `megalign` command."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of torch to Megatron: nothing a user can do about
     try:
         app()
     except (MegalignError, OSError) as error:

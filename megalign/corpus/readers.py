@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import io
@@ -93,7 +94,7 @@ def list_files(path: Path, language: str | None = None) -> list[InputFile]:
         language: where the folder has a folder of this name (the CulturaX layout), only that one is read.
 
     Raises:
-        DataError: nothing is there, or nothing of it is readable.
+        DataError: nothing is there, nothing of it is readable, or a folder in the CulturaX layout lacks the language.
     """
     if glob.has_magic(str(path)) and not path.exists():
         # Path.glob takes no absolute pattern.
@@ -102,6 +103,11 @@ def list_files(path: Path, language: str | None = None) -> list[InputFile]:
     elif path.is_dir():
         root = path
         folder = path / language if language and (path / language).is_dir() else path
+        if language and folder == path and (others := _language_folders(path)):
+            raise DataError(
+                f"The input {path} has no folder of the language {language}; it has {', '.join(others)}.",
+                fix="Correct the language, or name the folder that holds its text.",
+            )
         found = sorted(
             p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.parts[len(root.parts) :])
         )
@@ -116,6 +122,11 @@ def list_files(path: Path, language: str | None = None) -> list[InputFile]:
             f"Read are {', '.join(FORMATS)}.",
         )
     return [InputFile(p, p.relative_to(root).as_posix(), fmt) for p, fmt in known]
+
+
+def _language_folders(path: Path) -> list[str]:
+    """The languages of a folder in the CulturaX layout, `{language}/{language}_part_*`; none where it is another one."""
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and any(p.glob(f"{glob.escape(p.name)}_part_*")))
 
 
 def format_of(path: Path) -> str | None:
@@ -166,9 +177,10 @@ def read_rows(file: InputFile, row_group: int | None = None) -> Iterator[Documen
 def _parquet_rows(file: InputFile, row_group: int | None) -> Iterator[Document | BadRow]:
     with parquet.ParquetFile(file.path) as opened:
         names = opened.schema_arrow.names
-        if "text" not in names:
-            raise DataError(f"The file {file.path} has no column text; it has {', '.join(names)}.")
-        columns = [name for name in ("text", "url", "source") if name in names]
+        if names.count("text") != 1:
+            number = "several columns" if "text" in names else "no column"
+            raise DataError(f"The file {file.path} has {number} text; it has {', '.join(names)}.")
+        columns = [name for name in ("text", "url", "source") if names.count(name) == 1]
         groups = list(range(opened.num_row_groups)) if row_group is None else [row_group]
         row = sum(opened.metadata.row_group(i).num_rows for i in range(groups[0])) if groups else 0
         for batch in opened.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
@@ -196,6 +208,7 @@ def _strings(column: Any) -> list[Any]:
 def _jsonl_rows(file: InputFile, row_group: int | None) -> Iterator[Document | BadRow]:
     with _open(file.path) as stream:
         for row, line in enumerate(stream):
+            line = line.removeprefix(codecs.BOM_UTF8) if row == 0 else line
             try:
                 content = orjson.loads(line)
             except orjson.JSONDecodeError as error:
@@ -217,20 +230,20 @@ def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
 
 
 def _text_rows(file: InputFile, row_group: int | None) -> Iterator[Document | BadRow]:
-    content = file.path.read_bytes()
-    try:
-        yield make_row(content.decode("utf-8"), file.source, 0, None, None)
-    except UnicodeDecodeError:
-        yield make_row(content, file.source, 0, None, None)
+    content = file.path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    yield make_row(content, file.source, 0, None, None)
 
 
 def make_row(text: Any, source: str, row: int, url: Any, collection: Any) -> Document | BadRow:
-    """A field `text` as a document, or as a bad row where it holds no text; the other fields only where they are strings."""
+    """A field `text`, a string or its UTF-8 bytes, as a document, or as a bad row; other fields only where they are strings."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError:
+            return BadRow(source, row, "text is not UTF-8", text.decode(errors="backslashreplace"))
     if isinstance(text, str):
         if text and not text.isspace():
             url, collection = (value if isinstance(value, str) else None for value in (url, collection))
             return Document(text, source, row, url, collection)
         return BadRow(source, row, "empty text", text)
-    if isinstance(text, bytes):
-        return BadRow(source, row, "text is not UTF-8", text.decode(errors="backslashreplace"))
     return BadRow(source, row, "text is null" if text is None else f"text is a {type(text).__name__}", repr(text))

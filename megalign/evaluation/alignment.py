@@ -8,7 +8,7 @@ import numpy as np
 
 from megalign.engine.engine import Engine
 from megalign.evaluation.scores import Score
-from megalign.intervals import bootstrap_mean
+from megalign.intervals import bootstrap_mean, wilson_interval
 from megalign.prealign.encoded import EncodedTable
 from megalign.prealign.words import WordBatches
 
@@ -18,7 +18,7 @@ _SEED = 20240722
 def alignment_scores(engine: Engine, encoded: EncodedTable, *, num_entries: int, step: int) -> Iterator[Score]:
     """Aligned cosine, random cosine and retrieval@1 for every target language and level.
 
-    Every word is encoded alone. Intervals are bootstraps over entries. The random cosine of an entry is the mean over
+    Every word is encoded alone. Intervals are bootstraps over entries, of retrieval Wilson's. The random cosine of an entry is the mean over
     all translations of other entries, save those that are also its own.
 
     Args:
@@ -72,5 +72,10 @@ def _level_scores(
         if not len(values):
             continue
         values = values.astype(np.float64)
-        low, high = bootstrap_mean(values, seed=_SEED) if len(values) > 1 else (None, None)
+        low: float | None = None
+        high: float | None = None
+        if unit == "share":  # also where all or no words are found
+            low, high = wilson_interval(round(values.sum()), len(values))
+        elif len(values) > 1:
+            low, high = bootstrap_mean(values, seed=_SEED)
         yield Score(metric, language, level, step, float(values.mean()), low, high, len(values), unit)

@@ -59,3 +59,15 @@ def add(path: Path, scores: Iterable[Score]) -> None:
     drop_lines(path, lambda line: (line["metric"], line["step"]) in known)
     with path.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(asdict(score)) + "\n" for score in scores)
+
+
+def told(scores: Iterable[Score]) -> list[str]:
+    """A line for every metric and level, with the languages' values and intervals, for a person."""
+    rows: dict[str, list[str]] = {}
+    for score in scores:
+        name = score.metric if score.level is None else f"{score.metric}, level {score.level}"
+        value = "n/a" if score.value is None else f"{score.value:.4g}"
+        interval = "" if score.low is None or score.high is None else f" [{score.low:.4g}, {score.high:.4g}]"
+        rows.setdefault(name, []).append(f"{score.language or 'all'} {value}{interval}")
+    width = max(map(len, rows), default=0)
+    return [f"{name:<{width}}  {'  '.join(values)}" for name, values in rows.items()]

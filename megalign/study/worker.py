@@ -80,6 +80,16 @@ def _evaluate(config: RunConfig, rank: Rank) -> None:
     evaluate(config, rank)
 
 
+def _evaluate_and_tell(config: RunConfig, rank: Rank) -> None:
+    from megalign.evaluation.run import evaluate
+    from megalign.evaluation.scores import told
+    from megalign.training.run import RunFolder
+
+    lines = told(evaluate(config, rank))
+    if rank.rank == 0:
+        print("\n".join([*lines, f"scores: {RunFolder(Path(config.folder)).scores}"]), flush=True)
+
+
 def _train_and_evaluate(config: RunConfig, rank: Rank) -> None:
     _train(config, rank)
     _evaluate(config, rank)
@@ -145,7 +155,7 @@ def _work(kind: str, path: str, *rest: str) -> None:
     if kind == "train":
         _with_engine(load_run(Path(path), list(rest)), _train)
     elif kind == "eval":
-        _with_engine(load_run(Path(path), list(rest)), _evaluate)
+        _with_engine(load_run(Path(path), list(rest)), _evaluate_and_tell)
     elif kind == "reshard":
         source, target, kept, *overrides = rest
         _with_engine(load_run(Path(path), overrides), _resharding(Path(source), Path(target), kept == "all"))

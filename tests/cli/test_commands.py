@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -169,6 +170,9 @@ def test_eval_measures_a_finished_run_again(finished_study: StudyFolder, tmp_pat
         if line["metric"] == "perplexity" and line["step"] == 12
     }
     assert text == {"en": 5 * 64, "en-clone": 5 * 64}
+    perplexity, *_, last = done.stdout.splitlines()
+    assert re.fullmatch(r"perplexity  +en [\d.]+ \[[\d.]+, [\d.]+\]  en-clone [\d.]+ \[[\d.]+, [\d.]+\]", perplexity)
+    assert last == f"scores: {tmp_path / 'run' / 'scores.jsonl'}"
 
 
 def test_a_checkpoint_is_written_again_and_its_damage_found(finished_study: StudyFolder, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from megalign.corpus.keyed_random import generator
 from megalign.corpus.preprocess import hub
 from megalign.corpus.preprocess.settings import PreprocessSettings
 from megalign.corpus.readers import BadRow, BrokenFile, Document, InputFile, list_files, read_rows
+from megalign.errors import DataError
 
 # Bytes of text per byte of file, for estimates of how much must be read.
 _EXPANSION = {"parquet": 1.0, "jsonl": 1.0, "jsonl.gz": 4.0, "jsonl.zst": 4.0, "text": 1.0, "hub": 1.0}
@@ -62,14 +63,24 @@ def make_tasks(settings: PreprocessSettings) -> list[Task]:
     file is one task. A language with a budget takes its tasks in an order drawn by the seed.
 
     Raises:
-        DataError: an input is missing, or a parquet file has no readable footer and bad rows are errors.
+        DataError: an input is missing, is of several languages at once, or a parquet file has no readable footer and bad
+            rows are errors.
     """
     tasks: list[Task] = []
+    language_of: dict[Path, str] = {}
     for budget in settings.languages:
         if settings.input.startswith(hub.PREFIX):
             pieces: list[Piece] = [((hub.input_file(settings.input),), None, hub.UNKNOWN_BYTES)]
         else:
-            pieces = list(_pieces(list_files(Path(settings.input), budget.language), settings))
+            files = list_files(Path(settings.input), budget.language)
+            for file in files:
+                if (other := language_of.setdefault(file.path, budget.language)) != budget.language:
+                    raise DataError(
+                        f"{file.path} would be read as {other} and as {budget.language}.",
+                        "Only an input folder with a folder for each language (INPUT/en/*.parquet) tells them apart.",
+                        "Correct the languages, or read each language from an input of its own.",
+                    )
+            pieces = list(_pieces(files, settings))
         if budget.budget_tokens is not None:
             order = generator(settings.seed, "task-order", budget.language).permutation(len(pieces))
             pieces = [pieces[int(i)] for i in order]

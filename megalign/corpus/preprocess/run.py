@@ -73,14 +73,14 @@ def run(
     """
     build_path = output / BUILD
     if (output / MANIFEST).exists():
-        if not build_path.exists() or files.read_json(build_path)["settings"] != _plain(settings):
+        finished: dict[str, Any] = files.read_json(build_path) if build_path.exists() else {}
+        if changed := _changed(finished, _plan(settings)[0]):
             raise DataError(
-                f"The store {output} is finished and was made in another way.",
+                f"The store {output} is finished and was made in another way: {', '.join(changed)} changed.",
                 fix="Choose another folder, or remove this one.",
             )
-        finished: dict[str, Any] = files.read_json(build_path)
         return finished
-    context, tasks = _prepare(settings, output)
+    context, tasks = _prepare(settings, output, tokenizer)
     chosen: list[PartRecord] = []
     cuts: dict[str, int] = {}
     for budget in settings.languages:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -78,6 +78,27 @@ class Selection:
         if any(pattern.search(url) for pattern in self._drop):
             return "url"
         return None
+
+
+def say_bad_rows(language: str, counts: Mapping[str, int], say: Callable[[str], None]) -> None:
+    """Say how many rows of a language were bad, if any were.
+
+    Raises:
+        DataError: no row was kept.
+    """
+    if not counts.get("kept"):
+        raise no_document(language, counts)
+    if bad := counts.get("bad"):
+        say(f"{language}: {bad} of {counts['rows']} rows have no usable text and were left out")
+
+
+def no_document(language: str, counts: Mapping[str, int]) -> DataError:
+    """The error of a language of which no row was kept."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()) if reason != "rows")
+    return DataError(
+        f"No document of {language} is left of {counts.get('rows', 0)} rows" + (f" ({reasons})." if reasons else "."),
+        fix="Look at the input and at the filters.",
+    )
 
 
 def check_bad_rows(counts: Mapping[str, int], settings: PreprocessSettings, finished: bool = True) -> None:

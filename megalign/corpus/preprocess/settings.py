@@ -11,6 +11,7 @@ import regex
 from megalign.errors import ConfigError
 
 ON_BAD_ROW = ("error", "skip", "quarantine")
+_LANGUAGE = regex.compile(r"[^\W_][\w-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,23 @@ class LanguageBudget:
     """A language and how much of it is wanted.
 
     Attributes:
-        language: its code, which is also its folder in the CulturaX layout.
+        language: its code, which is also its folder in the CulturaX layout and in the store.
         budget_tokens: training tokens, end-of-text ids included; None for all there are.
+
+    Raises:
+        ConfigError: the language cannot be the name of a folder of the store.
     """
 
     language: str
     budget_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _LANGUAGE.fullmatch(self.language):
+            raise ConfigError(
+                f"{self.language!r} cannot be the name of a language.",
+                "It names a folder of the store.",
+                "Use letters, digits, - and _, beginning with a letter or a digit.",
+            )
 
 
 def parse_languages(text: str) -> tuple[LanguageBudget, ...]:
