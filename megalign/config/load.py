@@ -184,8 +184,10 @@ def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
     Raises:
         ConfigError: the file or an override is wrong.
     """
-    content = apply_overrides(read_yaml(path), [parse_override(text) for text in overrides])
-    return validate(StudyConfig, content, str(path))
+    content = read_yaml(path)
+    if "data" in content and "methods" not in content:
+        raise ConfigError(f"{path} is the file of a run, not of a study.", fix="Use it with `megalign train`.")
+    return validate(StudyConfig, apply_overrides(content, map(parse_override, overrides)), str(path))
 
 
 def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -194,5 +196,10 @@ def load_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file or an override is wrong.
     """
-    content = apply_overrides(read_yaml(path), [parse_override(text) for text in overrides])
-    return validate(RunConfig, content, str(path))
+    content = read_yaml(path)
+    if "methods" in content and "data" not in content:
+        raise ConfigError(
+            f"{path} is the file of a study, not of a run.",
+            fix="Use it with `megalign study run`, or name the config.yaml in the folder of one of its runs.",
+        )
+    return validate(RunConfig, apply_overrides(content, map(parse_override, overrides)), str(path))

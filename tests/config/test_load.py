@@ -293,6 +293,26 @@ def test_load_run_and_load_study_read_a_file_with_overrides(tmp_path: Path) -> N
         load_run(run_file, ["seeds=[3]"])
 
 
+def test_the_file_of_the_other_kind_is_told_as_such(tmp_path: Path) -> None:
+    run_file = written(tmp_path / "r.yaml", yaml.safe_dump(run_content()))
+    study_file = written(tmp_path / "s.yaml", yaml.safe_dump(study_content()))
+    with pytest.raises(
+        ConfigError, match=r"s\.yaml is the file of a study, not of a run\. Use it with `megalign study run`"
+    ):
+        load_run(study_file)
+    with pytest.raises(
+        ConfigError, match=r"r\.yaml is the file of a run, not of a study\. Use it with `megalign train`"
+    ):
+        load_study(run_file)
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_numbers_are_finite(tmp_path: Path, value: str) -> None:
+    run_file = written(tmp_path / "r.yaml", yaml.safe_dump(run_content()))
+    with pytest.raises(ConfigError, match=r"train\.optimizer\.lr: "):
+        load_run(run_file, [f"train.optimizer.lr={value}"])
+
+
 def test_configuration_does_not_change_after_loading() -> None:
     config = run_with()
     with pytest.raises(ValueError, match="frozen"):
