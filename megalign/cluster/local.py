@@ -54,7 +54,7 @@ class LocalProcesses:
     """
 
     def __init__(self, arguments: Sequence[str], *, world_size: int, threads: int = 1, log: Path | None = None) -> None:
-        self.arguments, self.log = list(arguments), log
+        self.arguments, self.log, self._told = list(arguments), log, False
         port = free_port()
         stream = None
         if log is not None:
@@ -80,6 +80,8 @@ class LocalProcesses:
         """None while running; then 0, or the exit code of the first that failed. A failure ends the others."""
         codes = [process.poll() for process in self.processes]
         failed = [code for code in codes if code]
+        if failed and not self._told:
+            self._tell_killed(codes)
         if failed and None in codes:
             # On a request to stop all leave by themselves, so a first exit code of 75 only means: wait.
             self.stop(STOP_GRACE_SECONDS if failed[0] == 75 else FAILURE_GRACE_SECONDS)
@@ -87,6 +89,20 @@ class LocalProcesses:
         if None in codes:
             return None
         return _meaning(failed[0]) if failed else 0
+
+    def _tell_killed(self, codes: list[int | None]) -> None:
+        """A killed process has said nothing itself."""
+        self._told = True
+        for rank, code in enumerate(codes):
+            if code is not None and code < 0:
+                name = signal.Signals(-code).name
+                why = " (the system does that to the largest where memory is short)" if name == "SIGKILL" else ""
+                text = f"error: rank {rank} was ended by {name}{why}\n"
+                if self.log is None:
+                    sys.stderr.write(text)
+                else:
+                    with self.log.open("a", encoding="utf-8") as stream:
+                        stream.write(text)
 
     def send(self, number: int) -> None:
         """Send a signal to all that are running."""

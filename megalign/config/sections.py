@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
@@ -111,8 +112,8 @@ class OptimizerConfig(Section):
     )
     embedding_weight_decay: float = Field(0.1, ge=0, description="The same for embedding and output rows.")
     embedding_lr_multiplier: float = Field(1.0, gt=0, description="Learning rate of embedding and output rows, times.")
-    beta1: Fraction = Field(0.9, description="Adam's first moment decay.")
-    beta2: Fraction = Field(0.95, description="Adam's second moment decay.")
+    beta1: Decay = Field(0.9, description="Adam's first moment decay.")
+    beta2: Decay = Field(0.95, description="Adam's second moment decay.")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
     clip_grad: float = Field(1.0, ge=0, description="Gradient norm is clipped to this; 0: never.")
 

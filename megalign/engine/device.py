@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import resource
 import sys
 import time
 from typing import Any
 
 import torch
+
+from megalign.errors import EnvironmentProblem
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKEND = "nccl" if DEVICE.type == "cuda" else "gloo"
@@ -30,6 +34,22 @@ def peak_memory_bytes() -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def out_of_memory(error: BaseException) -> EnvironmentProblem | None:
+    """What to do about an allocation that failed; None where the error is another."""
+    text = " ".join(str(error).split())
+    failed = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
+    if not failed:
+        return None
+    asked = re.search(r"[Tt]ried to allocate [\d.]+ \w+", text)
+    return EnvironmentProblem(
+        f"Rank {os.environ.get('RANK', '0')} has no memory left on its {DEVICE.type.replace('cuda', 'GPU')}"
+        f"{f' ({asked[0].lower()})' if asked else ''}.",
+        "What a step needs beside weights and optimizer grows with the micro-batch.",
+        "Set train.micro_batch_size lower, parallel.recompute to full, or use more ranks; `megalign train RUN.yaml "
+        "--dry-run` says what takes how much.",
+    )
 
 
 class StepTimer:

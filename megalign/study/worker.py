@@ -50,6 +50,7 @@ def _with_engine(config: RunConfig, work: Callable[[RunConfig, Rank], None]) -> 
 
     from megalign.config.layout import Layout
     from megalign.engine import groups
+    from megalign.engine.device import out_of_memory
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     rank = discover()
@@ -63,6 +64,11 @@ def _with_engine(config: RunConfig, work: Callable[[RunConfig, Rank], None]) -> 
         )
         try:
             work(config, rank)
+        except (MemoryError, RuntimeError) as error:
+            problem = out_of_memory(error)
+            if problem is None:
+                raise
+            raise problem from error
         finally:
             groups.stop()
 

@@ -29,7 +29,8 @@ class Prefetch(Generic[Made]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        # After an error nobody needs what is being made.
+        self._thread.shutdown(wait=error is None, cancel_futures=True)
 
     def take(self, step: int) -> Made:
         """The data of a step; the next one's are begun. Raises what `make` raised for this step."""

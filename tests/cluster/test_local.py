@@ -140,7 +140,12 @@ def test_a_failure_ends_the_others_and_gives_its_exit_code(tmp_path: Path, monke
 
 def test_a_process_ended_by_a_signal_gives_128_and_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "FAILURE_GRACE_SECONDS", 0.1)
-    assert run_locally(arguments("one_is_killed", tmp_path), world_size=2) == 128 + signal.SIGKILL
+    log = tmp_path / "log.txt"
+    assert run_locally(arguments("one_is_killed", tmp_path), world_size=2, log=log) == 128 + signal.SIGKILL
+    # Not of the other one, which was ended for it.
+    assert log.read_text() == (
+        "error: rank 1 was ended by SIGKILL (the system does that to the largest where memory is short)\n"
+    )
 
 
 def test_a_process_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ def refused(kind: Any, content: dict[str, Any], changes: dict[str, Any]) -> str:
             {"parallel.data": 2, "inject.lm_batch_size": 3},
             "c: inject.lm_batch_size 3 is not a multiple of parallel.data 2.",
         ),
+        ({"train.optimizer.beta2": 1.0}, "c: train.optimizer.beta2: Input should be less than 1 (it is 1.0)."),
     ],
 )
 def test_rules_of_a_run(changes: dict[str, Any], message: str) -> None:

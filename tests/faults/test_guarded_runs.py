@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ranks
-from fault_workers import Workers, checkpoints, last_step, run_to_end, steps_kept, tensors, write_run
+from fault_workers import PATIENCE_SECONDS, Workers, checkpoints, last_step, run_to_end, steps_kept, tensors, write_run
 
 TWO = {"parallel__data": 2}
 
@@ -275,3 +275,28 @@ def test_a_slow_rank_is_told(data: Path, tmp_path: Path) -> None:
     assert [line["slowest_rank"] for line in metrics_of(folder)] == [1] * 4
     assert all(1.3 < line["slowest_over_median"] <= 2.0 for line in metrics_of(folder)[1:])
     assert "rank 1 takes " in output
+
+
+def ask_for_too_much() -> None:
+    import torch
+
+    from megalign.engine import engine
+
+    loss = engine._language_loss
+
+    def large(*args: Any, **kwargs: Any) -> Any:
+        if rank() == 1:
+            torch.empty(2**55, dtype=torch.uint8)
+        return loss(*args, **kwargs)
+
+    engine._language_loss = large
+
+
+def test_a_rank_without_memory_says_what_to_lower(data: Path, tmp_path: Path) -> None:
+    config = write_run(data, tmp_path / "run", train__steps=4, **TWO)
+    with Workers(["train", str(config)], tmp_path / "log", world_size=2, fault=ask_for_too_much) as workers:
+        workers.processes[1].join(PATIENCE_SECONDS)
+        assert workers.processes[1].exitcode == 4, workers.output
+    assert "error: Rank 1 has no memory left on its cpu (tried to allocate 36028797018963968 bytes)." in workers.output
+    assert "Set train.micro_batch_size lower" in workers.output
+    assert "Traceback" not in workers.output

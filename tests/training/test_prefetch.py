@@ -51,3 +51,17 @@ def test_leaving_does_not_wait_for_what_nobody_takes() -> None:
         data.take(1)
     assert set(made) <= {1, 2}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_after_an_error_nobody_waits_for_the_next_step() -> None:
+    free = threading.Event()
+
+    def fail_beside_it() -> None:
+        with Prefetch(lambda step: free.wait(60) if step == 2 else step, last=9) as data:
+            data.take(1)
+            raise DataError("Something else.")
+
+    with pytest.raises(DataError, match="Something else"):
+        fail_beside_it()
+    assert not free.is_set()
+    free.set()
