@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_data import run_config
+from training_data import broken_off_after, run_config
 
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
 from megalign.engine import checkpoint
-from megalign.engine.engine import Engine
 from megalign.errors import ConfigError
 from megalign.prealign.words import WordBatches
 from megalign.training.run import RunFolder, RunInputs, train
@@ -110,26 +109,13 @@ def test_an_injection_ends_when_retrieval_is_high_enough(files: Path, tmp_path: 
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("broken_off_after", [2, 3, 4])
-def test_the_end_is_the_same_after_an_interruption(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_off_after: int
-) -> None:
+@pytest.mark.parametrize("num_steps", [2, 3, 4])
+def test_the_end_is_the_same_after_an_interruption(files: Path, tmp_path: Path, num_steps: int) -> None:
     """Stopped right after the first measurement, between the two, and after the last step."""
     train(stopping(files, tmp_path / "whole"), ALONE)
-    step, taken = Engine.step, 0
-
-    def breaking(self: Engine, *arguments: Any, **named: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken > broken_off_after:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **named)
-
     config = stopping(files, tmp_path / "resumed")
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "step", breaking)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, ALONE)
+    with broken_off_after(num_steps), pytest.raises(KeyboardInterrupt):
+        train(config, ALONE)
     train(config, ALONE)
     assert losses_of(tmp_path / "resumed") == losses_of(tmp_path / "whole")
     assert json.loads((tmp_path / "resumed" / "run.json").read_text())["steps"]["inject"] == 4
@@ -151,24 +137,11 @@ def test_settings_that_do_not_fit_are_refused(files: Path, tmp_path: Path) -> No
         run_config(files, tmp_path, inject__level_reduction=[0.0] * 4)
 
 
-def test_words_switched_are_counted_over_resumes(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Path
-) -> None:
+def test_words_switched_are_counted_over_resumes(files: Path, tmp_path: Path, plain: Path) -> None:
     """The rate of every line is that of all windows since the first step, whoever read them."""
     config = run_config(files, tmp_path, train__checkpoint_interval=1)
-    step, taken = Engine.step, 0
-
-    def breaking(self: Engine, *arguments: Any, **named: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken > 6 + 5:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "step", breaking)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, ALONE)
+    with broken_off_after(6 + 5), pytest.raises(KeyboardInterrupt):
+        train(config, ALONE)
     train(config, ALONE)
     resumed, whole = lines_of(tmp_path, "pretrain"), lines_of(plain, "pretrain")
     names = ("step", "codeswitch_rate", "codeswitch_rate_by_language")

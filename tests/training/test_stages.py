@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_data import SEQUENCE_LENGTH, run_config
+from training_data import SEQUENCE_LENGTH, broken_off_after, run_config
 
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
@@ -182,23 +182,10 @@ def test_measuring_reads_the_last_stage(files: Path, tmp_path: Path) -> None:
     assert cosine[32] > cosine[12] + 0.1
 
 
-def test_a_run_whose_injection_is_to_come_is_not_done(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_whose_injection_is_to_come_is_not_done(files: Path, tmp_path: Path) -> None:
     config = run_config(files, tmp_path, **METHODS["after"])
-    step, taken = Engine.step, 0
-
-    def breaking(self: Engine, *arguments: Any, **named: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken > STEPS:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "step", breaking)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, ALONE)
+    with broken_off_after(STEPS), pytest.raises(KeyboardInterrupt):
+        train(config, ALONE)
     assert not (tmp_path / "run.json").exists()
     assert {score.step for score in evaluate(config, ALONE)} == {STEPS}
     train(config, ALONE)

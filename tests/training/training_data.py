@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,24 @@ def run_config(files: Path, folder: Path, **changes: Any) -> RunConfig:
     }
     overrides = [(key.replace("__", "."), value) for key, value in changes.items()]
     return validate(RunConfig, apply_overrides(content, overrides), "test")
+
+
+@contextmanager
+def broken_off_after(num_steps: int) -> Iterator[None]:
+    """Inside, a run of this process is interrupted as it begins another step."""
+    from megalign.engine.engine import Engine
+
+    step, taken = Engine.step, 0
+
+    def breaking(self: Engine, *arguments: Any, **named: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken > num_steps:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    Engine.step = breaking  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Engine.step = step  # type: ignore[method-assign]
