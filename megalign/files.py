@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from megalign.errors import ConfigError, DataError
 
@@ -33,6 +34,20 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path} cannot be made a folder: {error.strerror}.", fix="Choose another folder.") from None
+
+
+def lock(stream: IO[Any]) -> bool:
+    """Hold an open file until it is closed, or this process ends; False where another process holds it.
+
+    On storage without locks everybody holds it.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

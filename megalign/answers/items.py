@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
@@ -16,7 +15,7 @@ import orjson
 
 from megalign.answers.model import AnswerModel, OptionScores
 from megalign.errors import ConfigError, DataError
-from megalign.files import make_folder, read_json, write_json
+from megalign.files import lock, make_folder, read_json, write_json
 
 Progress = Callable[[int, int], None]
 
@@ -190,12 +189,10 @@ def _digest(items: Sequence[Item]) -> str:
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     with path.open("a+b") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock(stream):
             raise DataError(
                 f"{path} is being written by another process.", "Rows of both would be mixed.", "Wait for it to end."
-            ) from None
+            )
         try:
             yield stream
         except BaseException:

@@ -16,7 +16,7 @@ from megalign.cluster.local import ForwardSignals, LocalProcesses
 from megalign.config import StudyConfig
 from megalign.config.compare import differences
 from megalign.errors import ConfigError, DataError, EnvironmentProblem, MegalignError, StoppedOnRequest
-from megalign.files import write_json, write_text
+from megalign.files import lock, write_json, write_text
 from megalign.study.expand import StudyFolder, describe
 from megalign.study.graph import Step, marker_of, steps_of
 from megalign.study.progress import Progress
@@ -60,9 +60,22 @@ def run_steps(steps: list[Step], folder: StudyFolder, *, max_processes: int, con
         console: where progress is shown.
 
     Raises:
+        EnvironmentProblem: another process runs this study.
         StoppedOnRequest: a signal came; the running steps saved their state.
         MegalignError: a step failed; the others that did not need it were run.
     """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / ".lock").open("ab") as stream:
+        if not lock(stream):
+            raise EnvironmentProblem(
+                f"Another process runs the study in {folder.path}.",
+                "Both would take the same steps, and clear away each other's unfinished files.",
+                "Wait for it, or stop it: the same command then goes on.",
+            )
+        _run_steps(steps, folder, max_processes, console)
+
+
+def _run_steps(steps: list[Step], folder: StudyFolder, max_processes: int, console: Console) -> None:
     waiting: list[Step] = []
     running: dict[str, tuple[Step, LocalProcesses]] = {}
     failed: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import shutil
 import signal
@@ -16,7 +17,7 @@ import small_study
 from small_study import SEED, clean_environment, command, csv_rows, json_lines, megalign, printed, quiet
 
 from megalign.config import load_study
-from megalign.errors import ConfigError, DataError, MegalignError
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, MegalignError
 from megalign.study import runner
 from megalign.study.expand import StudyFolder
 from megalign.study.graph import Step, marker_of
@@ -153,6 +154,14 @@ def test_no_more_processes_than_allowed_run_at_a_time(
         run_steps(steps, StudyFolder(tmp_path), max_processes=processes, console=quiet())
     assert pretended.most == most
     assert sorted(path.stem for path in (tmp_path / "steps").iterdir()) == ["a", "b", "d"]
+
+
+def test_a_study_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(EnvironmentProblem, match="Another process runs the study in"):
+            run_steps([], StudyFolder(tmp_path), max_processes=1, console=quiet())
+    run_steps([], StudyFolder(tmp_path), max_processes=1, console=quiet())
 
 
 def test_a_stopped_study_continues_to_the_same_summary(finished_study: StudyFolder, tmp_path: Path) -> None:
