@@ -21,6 +21,7 @@ from megalign.cli.jobs import cancel, logs, status
 from megalign.cli.plan import plan
 from megalign.cli.scaling import scaling_app
 from megalign.cli.submit import submit
+from megalign.console import outlive_reader
 from megalign.errors import MegalignError, report_error
 
 app = typer.Typer(
@@ -210,6 +211,7 @@ def main() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # of torch to Megatron: nothing a user can do about
+    outlive_reader()
     try:
         app()
     except (MegalignError, OSError) as error:

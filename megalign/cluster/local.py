@@ -17,7 +17,9 @@ from types import FrameType, TracebackType
 STOP_GRACE_SECONDS = 60.0
 FAILURE_GRACE_SECONDS = 5.0
 TERMINATE_GRACE_SECONDS = 5.0
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Of a person at a terminal: Ctrl-C, and the terminal closed.
+_OF_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 
 
 def free_port() -> int:
@@ -131,7 +133,9 @@ def _meaning(code: int) -> int:
 
 
 class ForwardSignals:
-    """While active, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 of this process go to the given processes.
+    """While active, SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 of this process go to the given processes.
+
+    SIGINT and SIGHUP as SIGTERM: they save and leave. Under nohup, which ignores SIGHUP, it stays ignored.
 
     Attributes:
         received: the first signal that came, or None.
@@ -142,13 +146,14 @@ class ForwardSignals:
         self.received: int | None = None
 
     def __enter__(self) -> ForwardSignals:
-        self._before = {number: signal.signal(number, self._handle) for number in _FORWARDED}
+        numbers = (n for n in _FORWARDED if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
         for target in self.targets:
-            target.send(signal.SIGTERM if number == signal.SIGINT else number)
+            target.send(signal.SIGTERM if number in _OF_TERMINAL else number)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

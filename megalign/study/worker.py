@@ -17,6 +17,7 @@ from types import FrameType
 
 from megalign.cluster.ranks import Rank, discover
 from megalign.config import RunConfig, StudyConfig, load_run, load_study
+from megalign.console import outlive_reader
 from megalign.errors import MegalignError, StoppedOnRequest, report_error
 
 
@@ -199,6 +200,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("megatron").setLevel(logging.ERROR)
+    outlive_reader()
     try:
         work(sys.argv[1:])
     except (MegalignError, OSError) as error:

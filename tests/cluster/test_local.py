@@ -198,8 +198,24 @@ def test_a_signal_before_there_are_processes_is_remembered() -> None:
         assert signals.received == signal.SIGUSR1
 
 
-def test_a_launcher_ended_from_outside_passes_the_stop_on(tmp_path: Path) -> None:
-    """The whole launcher in a process of its own, as a job script would start it."""
+def test_under_nohup_a_closed_terminal_changes_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ForwardSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+        with_handler = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert with_handler == signal.SIG_IGN
+        with ForwardSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_launcher_ended_from_outside_passes_the_stop_on(tmp_path: Path, number: signal.Signals) -> None:
+    """The whole launcher in a process of its own, as a job script would start it; and as its terminal is closed."""
     program = (
         "import sys; from megalign.cluster.local import run_locally; "
         f"sys.exit(run_locally({arguments('wait', tmp_path)!r}, world_size=2))"
@@ -207,7 +223,7 @@ def test_a_launcher_ended_from_outside_passes_the_stop_on(tmp_path: Path) -> Non
     launcher = subprocess.Popen([sys.executable, "-c", program])
     try:
         wait_for(tmp_path / "ready.0", tmp_path / "ready.1")
-        launcher.send_signal(signal.SIGTERM)
+        launcher.send_signal(number)
         assert launcher.wait(120) == 75
     finally:
         launcher.kill()
