@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from _command import command
 
-from megalign.corpus.knowledge.export import write_facts
+from megalign.corpus.knowledge.export import FILES, write_facts
 from megalign.corpus.knowledge.wikidata import make_knowledge
 from megalign.errors import ConfigError
 
@@ -32,8 +32,8 @@ def make_facts(
     seed: Annotated[int, typer.Option(help="Of names and choices.")] = 0,
 ) -> None:
     """Write a set of facts."""
-    if out.exists() and not (out / "knowledge.json").is_file():
-        raise ConfigError(f"{out} exists and holds no facts.", "It would be replaced.", "Choose another name.")
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
+        raise ConfigError(f"{out} exists and is no folder of facts alone.", "It would be replaced.", "Choose another.")
     knowledge = make_knowledge(
         seed,
         _named(languages),

@@ -37,10 +37,9 @@ def preprocess(
     archive: Annotated[Path | None, typer.Option(help="Also write a compressed copy here, for keeping.")] = None,
 ) -> None:
     """Turn text into a token store: zarr units that are memory-mapped in training."""
-    unit = whole(unit_megabytes * 2**20, "--unit-megabytes")
     settings = PreprocessSettings(
-        input, str(tokenizer), parse_languages(languages), seed, valid_fraction, min_length, deduplicate,
-        tuple(keep_url), tuple(drop_url), tuple(collection), on_bad_row, max_bad_fraction, unit,
+        input, str(tokenizer), parse_languages(languages), seed, valid_fraction, min_length, deduplicate, tuple(keep_url),
+        tuple(drop_url), tuple(collection), on_bad_row, max_bad_fraction, whole(unit_megabytes * 2**20, "--unit-megabytes"),
     )  # fmt: skip
     with open_workers(workers) as opened:
         if opened is None:
@@ -51,6 +50,7 @@ def preprocess(
         print(f"{language}: " + ", ".join(f"{number} {name}" for name, number in count.items()))
     if archive is not None:
         from megalign.corpus.store.transform import archive_store
+
         archive_store(output, archive)
 
 

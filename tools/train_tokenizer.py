@@ -42,7 +42,9 @@ def tokenizer(
         raise ConfigError("There is nothing to train on.", fix="Give --input, or --existing.")
     else:
         settings = PreprocessSettings(input, "", parse_languages(languages), seed, on_bad_row=on_bad_row)
-        made = train_tokenizer(balanced_sample(settings, whole(megabytes * 1e6, "--megabytes"), print), vocab_size, output)
+        made = train_tokenizer(
+            balanced_sample(settings, whole(megabytes * 1e6, "--megabytes"), print), vocab_size, output
+        )
     print(
         f"{output}: {made.vocab_size} tokens, end of text {made.eos_token} = {made.eos_id}, fingerprint {made.fingerprint}"
     )

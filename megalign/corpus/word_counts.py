@@ -14,6 +14,9 @@ from megalign.corpus.preprocess.settings import PreprocessSettings
 from megalign.corpus.words import segment
 from megalign.errors import DataError
 
+# What a table's column of 64 bits holds.
+_MAX_DIGITS = 18
+
 
 def words_of(text: str, language: str) -> Iterator[str]:
     """The words of a text, without the space before them."""
@@ -81,7 +84,7 @@ def read_counts(paths: Iterable[Path]) -> Counter[str]:
             raise DataError(f"The word counts {path} cannot be read: {error}.") from None
         for number, line in enumerate(lines, start=1):
             word, _, count = line.rpartition("\t")
-            if not word or not count.isdecimal():
+            if not word or not count.isdecimal() or len(count) > _MAX_DIGITS:
                 raise DataError(f"{path}, line {number} is not a word, a tab and a count: {line!r}.")
             total[word] += int(count)
     return total

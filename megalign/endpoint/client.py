@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import random
 import threading
@@ -146,8 +147,8 @@ class Client:
 
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "num_parallel", "num_attempts", "timeout_seconds"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}.", fix="Set a number above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}.", fix="Set a finite number above 0.")
 
     def ask_all(
         self,

@@ -33,6 +33,9 @@ class TableOptions:
         fraction: most frequent share of the entries that is kept (PreAlign, section 5.5, has 0.25 to 1).
         scripts: language to "simplified" or "traditional".
         case_counts: language to its word counts: its words are written in the case the corpus mostly has.
+
+    Raises:
+        ConfigError: a number is out of range, or the clone has the name of another of the languages.
     """
 
     word_counts: Mapping[str, int]
@@ -46,6 +49,25 @@ class TableOptions:
     fraction: float = 1.0
     scripts: Mapping[str, str] = field(default_factory=dict)
     case_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lowest = {"min_count": 0, "max_words": 1, "max_translations": 1}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}.", fix=f"Set it to {least} or more.")
+        if not 0.0 < self.fraction <= 1.0:
+            raise ConfigError(
+                f"fraction is {self.fraction}.", fix="Set it above 0 and at most 1: 0.25 keeps the most frequent 25 %."
+            )
+        targets = (*self.dictionaries, *self.translated_languages)
+        for language in (*targets, self.clone_language):
+            if language == self.source_language:
+                raise ConfigError(f"{language} is the source language and cannot be a target.", fix="Name another one.")
+        if self.clone_language in targets:
+            raise ConfigError(
+                f"{self.clone_language} cannot be a clone and have other words too.", fix="Rename the clone."
+            )
 
 
 def build_table(

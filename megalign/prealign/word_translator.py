@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megalign.endpoint import BadAnswer, Cache, Client, Failure, Question, json_object
-from megalign.errors import ConfigError
+from megalign.errors import ConfigError, DataError
 from megalign.translation.languages import Language, is_written_in, language_of
 from megalign.translation.options import TranslatorOptions, open_translator
 
@@ -24,6 +24,7 @@ SYSTEM = (
     "{source} does stays as it is."
 )
 MAX_CHARACTERS, MAX_WORDS = 60, 4
+MAX_UNANSWERED_IN_A_ROW = 20
 
 Translations = dict[str, tuple[str, ...]]
 
@@ -120,7 +121,27 @@ class ChatWordTranslator:
             )
             for group in groups
         ]
-        answers = self.client.ask_all(questions, self.cache, on_failure=on_failure, max_failures=max_failures)
+        unanswered = 0
+
+        def answered(_: int) -> None:
+            nonlocal unanswered
+            unanswered = 0
+
+        def failed(failure: Failure) -> None:
+            nonlocal unanswered
+            # A model may give many bad answers; an endpoint that gives none is down.
+            unanswered = 0 if failure.reason.startswith("the answer") else unanswered + 1
+            if unanswered == MAX_UNANSWERED_IN_A_ROW:
+                raise DataError(
+                    f"{self.client.endpoint.base_url} gave no answer to {unanswered} questions in a row: {failure.reason}.",
+                    "What was answered is cached.",
+                    "Look at the endpoint, then start again to continue.",
+                )
+            on_failure(failure)
+
+        answers = self.client.ask_all(
+            questions, self.cache, on_failure=failed, on_answer=answered, max_failures=max_failures
+        )
         return {word: tuple(texts) for answer in answers if answer is not None for word, texts in answer.items()}
 
 

@@ -280,3 +280,16 @@ def test_a_set_of_periods_is_saved_whole(tmp_path: Path) -> None:
     knowledge = make_periods(0, ["en", "ar"], num_periods=2, period_steps=5, frequencies=[2], facts_per_cell=6)
     knowledge.save(tmp_path / "periods.json")
     assert Knowledge.load(tmp_path / "periods.json") == knowledge
+
+
+@pytest.mark.parametrize(
+    ("languages", "times", "message"),
+    [
+        ([], 1, "No language is named"),
+        (["en", "en"], 1, "A language is named twice in en, en"),
+        (["en"], 0, "Facts are to be stated 0 times"),
+    ],
+)
+def test_facts_of_nothing_are_refused(languages: list[str], times: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_knowledge(0, languages, times=times)

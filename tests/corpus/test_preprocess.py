@@ -28,6 +28,7 @@ from megalign.corpus.preprocess.deduplicate import hash_path, hash_task, load_du
 from megalign.corpus.preprocess.parallel import Workers
 from megalign.corpus.preprocess.parts import WORK
 from megalign.corpus.preprocess.plan import Task, make_tasks, read_task
+from megalign.corpus.preprocess.repair import repair_store
 from megalign.corpus.preprocess.run import restore_work
 from megalign.corpus.procedural import ProceduralEnglish
 from megalign.corpus.readers import BadRow
@@ -309,7 +310,7 @@ def test_bad_rows_stop_are_skipped_or_quarantined(settings: PreprocessSettings, 
     (tmp_path / "e").rename(tmp_path / "in" / "e.parquet")
 
     skipped = build(replace(base, on_bad_row="skip"), tmp_path / "skip")["counts"]["en"]
-    assert skipped["bad"] == 4 + 1 + 1 + 1 + 1
+    assert skipped["bad"] == 4 + 1 + 10 + 1 + 1
     assert skipped["kept"] >= 40 + 30
     assert not (tmp_path / "skip" / "quarantine.jsonl").exists()
 
@@ -318,12 +319,12 @@ def test_bad_rows_stop_are_skipped_or_quarantined(settings: PreprocessSettings, 
     # Small text files are gathered into tasks behind the other files.
     assert [(row["source"], row["row"]) for row in rows] == [
         ("a.jsonl", 3), ("a.jsonl", 4), ("a.jsonl", 5), ("a.jsonl", 6),
-        ("b.jsonl.gz", -1), ("d.parquet", 1), ("e.parquet", -1), ("c.txt", 0),
+        ("b.jsonl.gz", -1), *(("d.parquet", row) for row in range(10, 20)), ("e.parquet", -1), ("c.txt", 0),
     ]  # fmt: skip
     assert rows[0]["content"] == "{oops"
     d_rows = [d.row for d in TokenStore.open(tmp_path / "q").documents("en") if d.source == "d.parquet"]
     assert set(d_rows) <= {*range(10), *range(20, 40)}
-    with pytest.raises(DataError, match=r"8 of \d+ rows are bad, more than max_bad_fraction = 0.01 allows"):
+    with pytest.raises(DataError, match=r"17 of \d+ rows are bad, more than max_bad_fraction = 0.01 allows"):
         build(replace(base, on_bad_row="skip", max_bad_fraction=0.01), tmp_path / "many")
 
 
@@ -508,3 +509,167 @@ def test_a_hub_data_set_needs_datasets(settings: PreprocessSettings, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match=r"hub:a/b needs the package datasets. Install megalign\[hf\]"):
         make_tasks(replace(settings, input="hub:a/b"))
+
+
+@pytest.mark.parametrize("language", ["x/y", "..", "_build", "a b", ".hidden"])
+def test_a_language_is_the_name_of_a_folder(language: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a language"):
+        parse_languages(language)
+
+
+def test_a_file_is_read_as_one_language(settings: PreprocessSettings, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    for name in (str(tmp_path), str(tmp_path / "a.txt"), str(tmp_path / "*.txt")):
+        with pytest.raises(DataError, match=r"a\.txt would be read as en and as de"):
+            make_tasks(replace(settings, input=name))
+        assert len(make_tasks(replace(settings, input=name, languages=parse_languages("en")))) == 1
+
+
+def test_what_others_keep_in_the_folder_is_left_alone(settings: PreprocessSettings, tmp_path: Path) -> None:
+    settings = replace(settings, languages=parse_languages("de"), deduplicate=False, unit_text_bytes=10**6)
+    output = tmp_path / "s"
+    (output / "notes" / "deep").mkdir(parents=True)
+    (output / "notes" / "deep" / "a").write_text("mine")
+    (output / "de").mkdir()
+    with pytest.raises(DataError, match=r"is no store that was begun, and has de\. That would be overwritten"):
+        build(settings, output)
+    assert sorted(path.name for path in output.iterdir()) == ["de", "notes"]
+    (output / "de").rmdir()
+    build(settings, output)
+    assert (output / "notes" / "deep" / "a").read_text() == "mine"
+    assert check_store(output) == []
+
+
+def test_a_finished_store_is_of_its_tokenizer_and_input(
+    settings: PreprocessSettings, corpus: Path, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    own, tokenizer = tmp_path / "in", tmp_path / "tokenizer.json"
+    shutil.copytree(corpus / "de", own)
+    shutil.copyfile(tokenizer_path, tokenizer)
+    settings = replace(settings, input=str(own), tokenizer=str(tokenizer), languages=parse_languages("de"))
+    settings = replace(settings, deduplicate=False, unit_text_bytes=10**6)
+    first = build(settings, tmp_path / "s")
+    train_tokenizer(texts("tokenizer", 20), 300, tokenizer)
+    with pytest.raises(DataError, match="was made in another way: tokenizer_fingerprint changed"):
+        build(settings, tmp_path / "s")
+    shutil.copyfile(tokenizer_path, tokenizer)
+    (own / "more.txt").write_text("more text")
+    with pytest.raises(DataError, match="was made in another way: tasks changed"):
+        build(settings, tmp_path / "s")
+    shutil.rmtree(own)
+    assert build(settings, tmp_path / "s") == first
+
+
+def test_repair_changes_nothing_where_it_cannot_succeed(
+    settings: PreprocessSettings, corpus: Path, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    own, tokenizer, store = tmp_path / "in", tmp_path / "tokenizer.json", tmp_path / "s"
+    shutil.copytree(corpus / "de", own)
+    shutil.copyfile(tokenizer_path, tokenizer)
+    settings = replace(settings, input=str(own), tokenizer=str(tokenizer), languages=parse_languages("de"))
+    build(replace(settings, deduplicate=False, unit_text_bytes=10**6), store)
+    whole = contents(store)
+    damaged = next(store.glob("de/*/urls/c/0"))
+    damaged.write_bytes(b"x" * damaged.stat().st_size)
+    before = contents(store)
+    own.rename(tmp_path / "away")
+    with open_workers() as workers:
+        assert workers is not None
+        with pytest.raises(DataError, match="does not exist or is empty"):
+            repair_store(store, workers)
+        assert contents(store) == before
+        (tmp_path / "away").rename(own)
+        (own / "more.txt").write_text("more")
+        with pytest.raises(DataError, match=r"is not the one the store .* was built from"):
+            repair_store(store, workers)
+        assert contents(store) == before
+        (own / "more.txt").unlink()
+        tokenizer.unlink()  # the store has its own copy
+        assert [problem.kind for problem in repair_store(store, workers)] == ["checksum"]
+    assert contents(store) == whole
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "serve.py"
+    script.write_text(
+        "import os, time\n"
+        "from megalign.corpus.preprocess.parallel import open_workers\n"
+        "if __name__ == '__main__':\n"
+        "    with open_workers(2) as workers:\n"
+        "        print(*set(workers.unordered(os.getpid, [()] * 4)), flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    workers = [int(pid) for pid in started.stdout.readline().split()]
+    assert workers
+    started.kill()
+    started.wait()
+    started.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_started_them() -> None:
+    with open_workers(2) as workers:
+        assert workers is not None
+        (blocked,) = workers.unordered(signal.pthread_sigmask, [(signal.SIG_BLOCK, ())])
+        assert signal.SIGINT in blocked
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted()
+    assert time.monotonic() - begun < 30
+
+
+def _interrupted() -> None:
+    with open_workers(2) as workers:
+        assert workers is not None
+        for _ in workers.unordered(time.sleep, [(0,), (60,), (60,), (60,), (60,)]):
+            raise KeyboardInterrupt
+
+
+def test_every_row_of_a_damaged_row_group_is_lost_and_counted(settings: PreprocessSettings, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "a.parquet"
+    path.parent.mkdir()
+    parquet.write_table(pyarrow.table({"text": texts("rows", 60)}), path, row_group_size=20)
+    column = parquet.read_metadata(path).row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    settings = replace(settings, input=str(path.parent), languages=parse_languages("en"), deduplicate=False)
+    settings = replace(settings, on_bad_row="quarantine", unit_text_bytes=10**6)
+    with pytest.raises(DataError, match="20 of 60 rows are bad"):
+        build(replace(settings, max_bad_fraction=0.3), tmp_path / "s")
+    counts = build(replace(settings, max_bad_fraction=0.4), tmp_path / "t")["counts"]["en"]
+    assert counts == {"bad": 20, "kept": 40, "rows": 60}
+    lines = (tmp_path / "t" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == list(range(20, 40))
+
+
+def test_two_processes_do_not_build_one_store(settings: PreprocessSettings, tmp_path: Path) -> None:
+    settings = replace(settings, languages=parse_languages("de"), deduplicate=False, unit_text_bytes=10**6)
+    met: list[str] = []
+
+    def again(_: Progress) -> None:
+        # A lock belongs to an open file, so that a second run in this process meets it like one in another process.
+        with pytest.raises(DataError, match="Another process is building the store") as raised:
+            build(settings, tmp_path / "s")
+        met.append(raised.value.fix)
+
+    with open_workers() as workers:
+        assert workers is not None
+        run(settings, tmp_path / "s", workers, again)
+    assert met
+    assert check_store(tmp_path / "s") == []

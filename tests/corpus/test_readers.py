@@ -134,3 +134,26 @@ def test_truncated_zstd_is_not_taken_for_its_end(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl.zst").write_bytes(zstandard.compress(lines)[:-500])
     with pytest.raises(DataError, match=r"d.jsonl.zst is broken"):
         list(read_documents(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "first"}\r\n{"text": "second"}\r\n')
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfthird")
+    assert [d.text for d in read_documents(tmp_path)] == ["first", "second", "third"]
+
+
+def test_text_as_bytes_is_read_and_two_columns_of_text_are_refused(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": [TEXTS[2].encode(), b"\xff"]}), tmp_path / "a.parquet")
+    rows = list(read_rows(list_files(tmp_path / "a.parquet")[0]))
+    assert [getattr(row, "text", None) or row.reason for row in rows] == [TEXTS[2], "text is not UTF-8"]
+    twice = pyarrow.table([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="has several columns text; it has text, text"):
+        list(read_documents(tmp_path / "b.parquet"))
+
+
+def test_a_language_that_the_layout_lacks_is_an_error(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "de" / "de_part_00000.parquet", TEXTS)
+    write_parquet(tmp_path / "en" / "en_part_00000.parquet", TEXTS)
+    with pytest.raises(DataError, match=r"has no folder of the language ed; it has de, en\."):
+        list_files(tmp_path, "ed")

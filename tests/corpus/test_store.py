@@ -329,6 +329,15 @@ def test_reader_errors(tmp_path: Path, vocabulary: Vocabulary) -> None:
     manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 99'))
     with pytest.raises(DataError, match="has format version 99; this program reads 1"):
         TokenStore.open(tmp_path / "s")
+    whole = json.loads(manifest.read_text()) | {"format_version": 1}
+    for content, missing in (
+        ({"format_version": 1}, "tokenizer_fingerprint, eos_token"),
+        (whole | {"units": [{}]}, "bytes_of_text, documents, language, path"),
+    ):
+        manifest.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=f"manifest.json is damaged: it has no {missing}"):
+            TokenStore.open(tmp_path / "s")
+        assert [problem.kind for problem in check_store(tmp_path / "s")] == ["missing_manifest"]
     manifest.write_text("{")
     with pytest.raises(DataError, match=r"manifest.json is damaged"):
         TokenStore.open(tmp_path / "s")

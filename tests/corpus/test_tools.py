@@ -147,3 +147,17 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "megat
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_facts_replace_facts_alone(tmp_path: Path) -> None:
+    out = tmp_path / "facts"
+    tool("make_facts", "--out", out, "--languages", "en", "--times", "1")
+    (out / "notes").write_text("mine")
+    assert "is no folder of facts alone" in tool("make_facts", "--out", out, "--languages", "en", code=2)
+    assert (out / "notes").read_text() == "mine"
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    assert "--tokens is nan" in tool("clone_corpus", "--store", tmp_path, "--output", "c", "--tokens", "nan", code=2)
+    made = ("--input", tmp_path, "--output", tmp_path / "t.json", "--megabytes", "inf")
+    assert "--megabytes is inf" in tool("train_tokenizer", *made, code=2)

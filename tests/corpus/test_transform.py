@@ -170,3 +170,82 @@ def test_trace_names_the_documents_of_a_window(tmp_path: Path, tokenizer: Tokeni
         assert all((p.source, p.row, p.url) == ("en.txt", p.document + 10, f"http://{p.document + 10}") for p in pieces)
     with pytest.raises(DataError, match="out of range"):
         trace(store, "en", len(owner), 1)
+
+
+def test_what_is_there_is_not_replaced(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    store = build(tmp_path / "s", tokenizer)
+    before = contents(store)
+    (tmp_path / "own" / "en-clone" / "train").mkdir(parents=True)
+    (tmp_path / "own" / "en-clone" / "train" / "notes").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    archive_store(store, tmp_path / "archive")
+    for name in ("own", "file"):
+        with pytest.raises(DataError, match=r"exists and has no archive\.json"):
+            archive_store(store, tmp_path / name)
+        with pytest.raises(DataError, match=r"exists and has no manifest\.json"):
+            restore_archive(tmp_path / "archive", tmp_path / name)
+        with pytest.raises(DataError, match="exists and is no finished store"):
+            clone_store(store, tmp_path / name, "en", "en-clone")
+        with pytest.raises(DataError, match="exists and is no finished store"):
+            merge_stores([store], tmp_path / name)
+    for inside in (store, store / "en" / "archive"):
+        with pytest.raises(DataError, match="is or lies in"):
+            archive_store(store, inside)
+    assert contents(tmp_path / "own") == {"en-clone/train/notes": b"mine"}
+    assert (tmp_path / "file").read_text() == "mine"
+    assert contents(store) == before
+    archive_store(store, tmp_path / "archive")  # an archive may be made anew
+
+
+def test_an_archive_keeps_how_the_store_was_built(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    store = build(tmp_path / "s", tokenizer)
+    (store / "build.json").write_text("{}")
+    archive_store(store, tmp_path / "archive")
+    restore_archive(tmp_path / "archive", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(store)
+
+
+@pytest.mark.parametrize("budget", [1, 0, -5])
+def test_a_clone_without_room_is_refused(budget: int, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    store = build(tmp_path / "s", tokenizer)
+    with pytest.raises(ConfigError, match=f"A budget of {budget} tokens for c holds no document"):
+        clone_store(store, tmp_path / "c", "en", "c", budget)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_union_that_fails_leaves_nothing(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = build(tmp_path / "s", tokenizer)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("megalign.corpus.store.transform.write_manifest", full)
+    with pytest.raises(OSError, match="No space"):
+        merge_stores([store], tmp_path / "all")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_union_without_links_is_a_copy(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = build(tmp_path / "s", tokenizer)
+    merge_stores([store], tmp_path / "linked")
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    merge_stores([store], tmp_path / "copied")
+    assert contents(tmp_path / "copied") == contents(tmp_path / "linked")
+    tokens = "en/train/tokens/c/0"
+    assert (tmp_path / "linked" / tokens).samefile(store / tokens)
+    assert not (tmp_path / "copied" / tokens).samefile(store / tokens)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError, match="No space") as raised:
+        merge_stores([store], tmp_path / "full")
+    assert raised.value.errno == 28
+    assert not (tmp_path / "full").exists()

@@ -196,6 +196,9 @@ def test_addresses_and_keys_that_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         Endpoint("https://example.org/v1", "m", "NO_KEY")
     with pytest.raises(ConfigError, match="num_attempts is 0"):
         Client(Endpoint("https://example.org/v1", "m"), num_attempts=0)
+    for value in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ConfigError, match=f"requests_per_minute is {value}"):
+            Client(Endpoint("https://example.org/v1", "m"), requests_per_minute=value)
     assert Endpoint("https://example.org/v1", "m", "SOME_KEY").key() == SECRET
 
 

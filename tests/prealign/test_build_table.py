@@ -194,3 +194,21 @@ def tool(name: str, *arguments: object, code: int = 0) -> str:
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fraction": float("nan")}, "fraction is nan"),
+        ({"fraction": 2.0}, "fraction is 2.0"),
+        ({"fraction": 0.0}, "fraction is 0.0"),
+        ({"min_count": -1}, "min_count is -1"),
+        ({"max_words": -5}, "max_words is -5"),
+        ({"max_translations": 0}, "max_translations is 0"),
+        ({"clone_language": "en"}, "en is the source language"),
+        ({"dictionaries": {"de": Path("x")}, "clone_language": "de"}, "de cannot be a clone and have other words too"),
+    ],
+)
+def test_options_that_make_no_table_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TableOptions(COUNTS, **changes)

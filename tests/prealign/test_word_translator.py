@@ -263,3 +263,17 @@ def test_scripts_of_terms() -> None:
     assert not is_written_in("T-shirt", ZH)
     assert is_written_in("Ufer", DE)
     assert not is_written_in("банк", DE)
+
+
+def test_an_endpoint_that_is_down_ends_the_run(tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(500)]
+    with chat_server(lambda body, _: Reply(status=500)) as server:
+        asked = translator(server.url, tmp_path / "c", words_per_question=1)
+        with pytest.raises(DataError, match=r"gave no answer to 20 questions in a row: the server answered 500"):
+            asked.translate(words, DE, lambda *_: None)
+        assert len(server.requests) < 200
+    # Answers that are no good are those of an endpoint that works.
+    failures: dict[str, str] = {}
+    with chat_server(lambda body, _: Reply(text="I cannot.")) as server:
+        assert translator(server.url, tmp_path / "d").translate(words[:60], DE, failures.__setitem__) == {}
+    assert len(failures) == 60

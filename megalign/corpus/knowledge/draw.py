@@ -22,6 +22,11 @@ def check(
     Raises:
         ConfigError: see above.
     """
+    if not languages:
+        raise ConfigError("No language is named.", fix=f"Choose among {', '.join(content.LANGUAGES)}.")
+    for named in (languages, sources):
+        if len(set(named)) < len(named):
+            raise ConfigError(f"A language is named twice in {', '.join(named)}.", fix="Name each once.")
     for language in (*languages, *sources):
         if language not in content.LANGUAGES:
             raise ConfigError(

@@ -11,6 +11,8 @@ from megalign.corpus.keyed_random import generator
 from megalign.corpus.knowledge.facts import Knowledge, KnownFact
 from megalign.files import make_folder, new_folder, write_bytes
 
+FILES = frozenset({"knowledge.json", "facts.jsonl", "train"})
+
 
 def statements(
     knowledge: Knowledge, facts: Sequence[KnownFact], language: str, seed: int, *names: str | int

@@ -42,6 +42,8 @@ def make_knowledge(
     chosen = _relations(relations)
     sources = tuple(languages) if stated_in is None else tuple(stated_in)
     check(languages, sources, chosen, objects_per_relation)
+    if times < 1:
+        raise ConfigError(f"Facts are to be stated {times} times.", fix="Set times to 1 or more.")
     rng = generator(seed, "knowledge")
     pools = object_pools(rng, chosen, objects_per_relation, languages)
     reserved = latin_words(languages) | {name["en"].lower() for pool in pools.values() for name in pool if "en" in name}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +26,40 @@ class InProcess(Executor):
         future: Future[Result] = Future()
         future.set_result(function(*args, **kwargs))
         return future
+
+
+class Processes(ProcessPoolExecutor):
+    """Worker processes that end with this one, however it ends, and leave Ctrl-C to it."""
+
+    def __init__(self, number: int) -> None:
+        # Fork is unsafe beside the threads of pyarrow and tokenizers.
+        super().__init__(number, multiprocessing.get_context("spawn"), _end_with_parent)
+
+    def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """The result of the call in a worker, which is started here if need be."""
+        # A new process inherits the signals that are blocked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(function, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def terminate(self) -> None:
+        """End the workers in the middle of what they do."""
+        for process in list(self._processes.values()):
+            process.terminate()
+
+
+def _end_with_parent() -> None:
+    """In a worker: end as soon as the process that started it has ended, which its queue does not tell."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Workers:
@@ -92,7 +129,9 @@ def open_workers(number: int = 1) -> Iterator[Workers | None]:
     if number == 1:
         yield Workers(InProcess(), 1)
         return
-    # Fork is unsafe beside the threads of pyarrow and tokenizers.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(number, mp_context=context) as processes:
-        yield Workers(processes, number)
+    with Processes(number) as processes:
+        try:
+            yield Workers(processes, number)
+        except KeyboardInterrupt:
+            processes.terminate()
+            raise

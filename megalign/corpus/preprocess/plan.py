@@ -129,21 +129,30 @@ def _row_group_pieces(file: InputFile, settings: PreprocessSettings) -> Iterator
 
 
 def read_task(task: Task, settings: PreprocessSettings) -> Iterator[Document | BadRow]:
-    """Every row of a task; what cannot be read at all becomes one bad row, unless bad rows are errors.
+    """Every row of a task; rows that cannot be read are bad rows, unless bad rows are errors.
 
-    A parquet row group that cannot be read loses that row group, any other file what is left of it.
+    A parquet row group that cannot be read loses its rows, each of which is a bad row. Any other file loses what is left of
+    it; how many rows that is cannot be known, so it is one bad row.
 
     Raises:
         BrokenFile: a file is broken and bad rows are errors.
     """
     for file in task.files:
         for group in range(*task.row_groups) if task.row_groups else [None]:
+            num_read = 0
             try:
-                if file.format == "hub":
-                    yield from hub.read_rows(file, task.language)
-                else:
-                    yield from read_rows(file, group)
+                for row in hub.read_rows(file, task.language) if file.format == "hub" else read_rows(file, group):
+                    yield row
+                    num_read += 1
             except BrokenFile as error:
                 if settings.on_bad_row == "error":
                     raise
-                yield BadRow(file.source, -1 if group is None else group, f"broken: {error.what}")
+                for number in [-1] if group is None else _rows_of_group(file, group)[num_read:]:
+                    yield BadRow(file.source, number, f"broken: {error.what}")
+
+
+def _rows_of_group(file: InputFile, group: int) -> range:
+    """The numbers of the rows of a parquet file's row group, by its footer."""
+    metadata = parquet.read_metadata(file.path)
+    first = sum(metadata.row_group(earlier).num_rows for earlier in range(group))
+    return range(first, first + metadata.row_group(group).num_rows)

@@ -33,7 +33,7 @@ def repair_store(
     settings = restore_work(path)
     for unit in {problem.unit for problem in problems if problem.unit}:
         shutil.rmtree(path / unit, ignore_errors=True)
-    run(settings, path, workers, on_progress)
+    run(settings, path, workers, on_progress, kept_tokenizer=True)
     if left := check_store(path):
         raise DataError(f"The store {path} is still damaged: {left[0].message}")
     if before is not None and read_manifest(path)[1] != before:

@@ -6,9 +6,11 @@ language's store is the shortest run of parts in that order that holds its budge
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,13 @@ from megalign.corpus.preprocess.parts import (
     remember,
 )
 from megalign.corpus.preprocess.plan import Task, make_tasks
-from megalign.corpus.preprocess.select import check_bad_rows
+from megalign.corpus.preprocess.select import check_bad_rows, no_document
 from megalign.corpus.preprocess.settings import LanguageBudget, PreprocessSettings
 from megalign.corpus.readers import Document
 from megalign.corpus.store.reader import Unit, read_unit_json
 from megalign.corpus.store.writer import MANIFEST, StoreWriter, write_manifest
 from megalign.corpus.tokenizer import Tokenizer
-from megalign.errors import DataError
+from megalign.errors import DataError, MegalignError
 
 BUILD, QUARANTINE = "build.json", "quarantine.jsonl"
 # Before anything is measured: fewer bytes of text per token than nearly any language has.
@@ -64,32 +66,65 @@ def run(
     output: Path,
     workers: Workers,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    *,
+    kept_tokenizer: bool = False,
 ) -> dict[str, Any]:
     """Build a store, or go on building it; returns the content of its build.json (settings, tasks, parts and counts).
 
+    Args:
+        settings: what is asked for.
+        output: the store.
+        workers: where the work is done.
+        on_progress: called after every task.
+        kept_tokenizer: take the tokenizer that the unfinished store keeps, wherever that of the settings is by now.
+
     Raises:
         DataError: the input cannot be used, too many rows are bad, a language has too little text for its budget, or the
-            folder holds a store made with other settings.
+            folder holds a store made with other settings, tokenizer or input, or other files.
     """
     build_path = output / BUILD
     if (output / MANIFEST).exists():
         finished: dict[str, Any] = files.read_json(build_path) if build_path.exists() else {}
-        if changed := _changed(finished, _plan(settings)[0]):
+        if changed := _changed(finished, _plan_if_possible(settings)):
             raise DataError(
                 f"The store {output} is finished and was made in another way: {', '.join(changed)} changed.",
+                "It does not hold what is asked for now; tasks are the files of the input and their sizes.",
                 fix="Choose another folder, or remove this one.",
             )
         return finished
-    context, tasks = _prepare(settings, output, tokenizer)
-    chosen: list[PartRecord] = []
-    cuts: dict[str, int] = {}
-    for budget in settings.languages:
-        own = [task for task in tasks if task.language == budget.language]
-        records = _build_language(context, workers, budget, own, on_progress)
-        chosen += records
-        if budget.budget_tokens is not None:
-            cuts[budget.language] = budget.budget_tokens
-    return _finish(context, tasks, chosen, cuts)
+    context, tasks = _prepare(settings, output, kept_tokenizer)
+    with _alone(output):
+        _sweep_temporary(settings, output)
+        chosen: list[PartRecord] = []
+        cuts: dict[str, int] = {}
+        for budget in settings.languages:
+            own = [task for task in tasks if task.language == budget.language]
+            records = _build_language(context, workers, budget, own, on_progress)
+            chosen += records
+            if budget.budget_tokens is not None:
+                cuts[budget.language] = budget.budget_tokens
+        return _finish(context, tasks, chosen, cuts)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold an unfinished store, so that no other process builds it at the same time.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    with (output / WORK / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"Another process is building the store {output}.",
+                "Each would remove what the other writes.",
+                "Wait until it has ended, or choose another folder.",
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _plain(settings: PreprocessSettings) -> Any:
@@ -103,32 +138,58 @@ def _as_json(value: Any) -> Any:
     return [_as_json(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _prepare(settings: PreprocessSettings, output: Path) -> tuple[Context, list[Task]]:
-    """Make the plan, or check that the unfinished store has the same; sweep what a killed writer left."""
-    work = output / WORK
-    tokenizer = remember(Tokenizer.load(Path(settings.tokenizer)))
-    tasks = make_tasks(settings)
-    plan = {
+def _plan(settings: PreprocessSettings, tokenizer: Tokenizer, tasks: list[Task]) -> dict[str, Any]:
+    """What a store is made of and how, as JSON."""
+    return {
         "settings": _plain(settings),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "eos_token": tokenizer.eos_token,
         "tasks": [task.to_json() for task in tasks],
     }
-    if (work / "plan.json").exists():
-        begun = files.read_json(work / "plan.json")
-        changed = [key for key in plan if begun.get(key) != plan[key]]
-        changed += [key for key, value in plan["settings"].items() if begun["settings"].get(key) != value]
-        if changed:
+
+
+def _plan_if_possible(settings: PreprocessSettings) -> dict[str, Any]:
+    """The plan, or the settings alone: a finished store may outlive its input and its tokenizer's file."""
+    try:
+        return _plan(settings, Tokenizer.load(Path(settings.tokenizer)), make_tasks(settings))
+    except MegalignError:
+        return {"settings": _plain(settings)}
+
+
+def _changed(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    """What of a plan is not as it was."""
+    changed = [key for key in plan if begun.get(key) != plan[key]]
+    before = begun.get("settings", {})
+    return changed + [key for key, value in plan["settings"].items() if before.get(key) != value]
+
+
+def _prepare(settings: PreprocessSettings, output: Path, kept_tokenizer: bool) -> tuple[Context, list[Task]]:
+    """Make the plan, or check that the unfinished store has the same."""
+    work = output / WORK
+    begun = files.read_json(work / "plan.json") if (work / "plan.json").exists() else None
+    if kept_tokenizer and begun is not None:
+        tokenizer = remember(Tokenizer.load(work / "tokenizer.json", begun["eos_token"]))
+    else:
+        tokenizer = remember(Tokenizer.load(Path(settings.tokenizer)))
+    tasks = make_tasks(settings)
+    plan = _plan(settings, tokenizer, tasks)
+    if begun is not None:
+        if changed := _changed(begun, plan):
             raise DataError(
                 f"The unfinished store {output} was begun in another way: {', '.join(changed)} changed.",
                 "Parts of both would be mixed.",
                 "Give the same settings and input to continue, or remove the folder.",
             )
     else:
+        languages = (budget.language for budget in settings.languages)
+        if taken := [n for n in (*languages, "tokenizer.json", BUILD, QUARANTINE) if (output / n).exists()]:
+            raise DataError(
+                f"The folder {output} is no store that was begun, and has {', '.join(taken)}.",
+                "That would be overwritten.",
+                "Choose another folder.",
+            )
         tokenizer.save(work / "tokenizer.json")
         files.write_json(work / "plan.json", plan)
-    for left in output.rglob(".tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
     return Context(settings, output, tokenizer.fingerprint, tokenizer.eos_token), tasks
 
 
@@ -209,7 +270,7 @@ def _finish(context: Context, tasks: list[Task], chosen: list[PartRecord], cuts:
             units[units.index(last)] = _cut_unit(StoreWriter(output, vocabulary), last, last["tokens"] - surplus)
     for budget in settings.languages:
         if not any(unit["language"] == budget.language for unit in units):
-            raise DataError(f"No document of {budget.language} is left.", fix="Look at the filters.")
+            raise no_document(budget.language, counts[budget.language])
     quarantined = [quarantine_path(output, record.task, record.part) for record in chosen]
     if settings.on_bad_row == "quarantine":
         content = b"".join(path.read_bytes() for path in quarantined if path.exists())
@@ -220,7 +281,7 @@ def _finish(context: Context, tasks: list[Task], chosen: list[PartRecord], cuts:
     }
     files.write_json(output / BUILD, build)
     write_manifest(output, vocabulary, units)
-    _sweep(output, {unit["path"] for unit in units})
+    _sweep(settings, output, {unit["path"] for unit in units})
     return build
 
 
@@ -240,11 +301,18 @@ def _cut_unit(writer: StoreWriter, entry: dict[str, Any], num_tokens: int) -> di
     return writer.entries()[0]
 
 
-def _sweep(output: Path, used: set[str]) -> None:
+def _sweep_temporary(settings: PreprocessSettings, output: Path) -> None:
+    """Remove what a killed writer left."""
+    for budget in settings.languages:
+        for left in (output / budget.language).glob(".tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sweep(settings: PreprocessSettings, output: Path, used: set[str]) -> None:
     """Remove units beyond the budgets and the records of the run."""
-    for folder in (p for p in output.iterdir() if p.is_dir() and p.name != WORK):
-        for unit in folder.iterdir():
-            if unit.relative_to(output).as_posix() not in used:
+    for budget in settings.languages:
+        for unit in (output / budget.language).iterdir():
+            if unit.is_dir() and unit.relative_to(output).as_posix() not in used:
                 shutil.rmtree(unit)
     shutil.rmtree(output / WORK)
 
@@ -252,8 +320,10 @@ def _sweep(output: Path, used: set[str]) -> None:
 def restore_work(output: Path) -> PreprocessSettings:
     """Turn a finished store back into an unfinished one, from its build.json, so that `run` builds what is missing.
 
+    Nothing is changed where that cannot succeed.
+
     Raises:
-        DataError: the store was not made by `run`.
+        DataError: the store was not made by `run`, or its input or tokenizer is gone or has changed.
     """
     if not (output / BUILD).exists():
         raise DataError(
@@ -263,14 +333,35 @@ def restore_work(output: Path) -> PreprocessSettings:
     build = files.read_json(output / BUILD)
     work = output / WORK
     settings = PreprocessSettings.from_json(build["settings"])
+    tokenizer = _tokenizer_of(output, build)
+    if [task.to_json() for task in make_tasks(settings)] != build["tasks"]:
+        raise DataError(
+            f"The input {settings.input} is not the one the store {output} was built from.",
+            "Files are missing, or their sizes have changed.",
+            "Put the input back, and start in the same working directory if its path is relative.",
+        )
     for record in build["parts"]:
         # Quarantined rows are only in the finished file: their parts are read again.
         if settings.on_bad_row != "quarantine" or not record["counts"].get("bad"):
             files.write_json(record_path(output, record["task"], record["part"]), record)
-    tokenizer = Tokenizer.load(Path(settings.tokenizer), build["eos_token"])
     tokenizer.save(work / "tokenizer.json")
     files.write_json(
         work / "plan.json", {key: build[key] for key in ("settings", "tokenizer_fingerprint", "eos_token", "tasks")}
     )
     (output / MANIFEST).unlink(missing_ok=True)
     return settings
+
+
+def _tokenizer_of(output: Path, build: dict[str, Any]) -> Tokenizer:
+    """A store's tokenizer: the copy in the store or, where that is damaged, the file it was built with."""
+    for path in (output / "tokenizer.json", Path(build["settings"]["tokenizer"])):
+        try:
+            tokenizer = Tokenizer.load(path, build["eos_token"])
+        except DataError:
+            continue
+        if tokenizer.fingerprint == build["tokenizer_fingerprint"]:
+            return tokenizer
+    raise DataError(
+        f"The tokenizer of the store {output} is gone: neither its copy nor {build['settings']['tokenizer']} is it.",
+        fix="Put the tokenizer back that the store was built with.",
+    )

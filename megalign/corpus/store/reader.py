@@ -22,6 +22,9 @@ from megalign.corpus.tokenizer import Tokenizer
 from megalign.corpus.vocabulary import Vocabulary
 from megalign.errors import DataError
 
+_KEYS = ("tokenizer_fingerprint", "eos_token", "vocabulary", "dtype", "eos_id", "word_segmenter", "languages", "units")
+_UNIT_KEYS = ("path", "language", "split", "tokens", "documents", "bytes_of_text")
+
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
@@ -291,11 +294,22 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     try:
         manifest = orjson.loads(content)
         version = manifest["format_version"]
+        missing = _missing(manifest) if version == FORMAT_VERSION else []
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path / MANIFEST} is damaged: {error}.", fix="Restore it or build the store again.") from None
     if version != FORMAT_VERSION:
         raise DataError(f"The store {path} has format version {version}; this program reads {FORMAT_VERSION}.")
+    if missing:
+        raise DataError(
+            f"{path / MANIFEST} is damaged: it has no {', '.join(missing)}.", fix="Restore it or build the store again."
+        )
     return manifest, hashlib.sha256(content).hexdigest()[:16]
+
+
+def _missing(manifest: dict[str, Any]) -> list[str]:
+    """What a manifest and its entries lack."""
+    missing = [key for key in _KEYS if key not in manifest]
+    return missing or sorted({key for entry in manifest["units"] for key in _UNIT_KEYS if key not in entry})
 
 
 def read_unit_json(folder: Path) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from megalign.corpus.store.writer import (
 )
 from megalign.corpus.store.zarr_files import SHARD_ELEMENTS, ArrayWriter, group_json, write_durably
 from megalign.corpus.vocabulary import Vocabulary
-from megalign.errors import DataError
+from megalign.errors import ConfigError, DataError
 
 ARCHIVE = "archive.json"
 
@@ -48,8 +48,10 @@ def clone_store(source: Path, output: Path, language: str, clone: str, budget_to
 
     Raises:
         DataError: the source lacks the language, or has fewer tokens than the budget.
-        ConfigError: the clone's name is taken, or the language is itself a clone.
+        ConfigError: the budget is below 2, the clone's name is taken, or the language is itself a clone.
     """
+    if budget_tokens is not None and budget_tokens < 2:
+        raise ConfigError(f"A budget of {budget_tokens} tokens for {clone} holds no document.", fix="Set 2 or more.")
     store = TokenStore.open(source)
     old = store.vocabulary
     vocabulary = Vocabulary(old.tokenizer, (*old.languages, clone), old.clone_of | {clone: language})
@@ -57,7 +59,7 @@ def clone_store(source: Path, output: Path, language: str, clone: str, budget_to
     if budget_tokens is not None and budget_tokens > available:
         raise DataError(f"The store {source} has {available} tokens of {language}, fewer than {budget_tokens}.")
     left = available if budget_tokens is None else budget_tokens
-    with StoreWriter(output, vocabulary) as writer:
+    with _new_store(output) as folder, StoreWriter(folder, vocabulary) as writer:
         for split in ("train", "valid"):
             if not store.has(language, split):
                 continue
@@ -85,22 +87,43 @@ def merge_stores(sources: Sequence[Path], output: Path) -> TokenStore:
         if problems := check_store(source, deep=False):
             raise DataError(f"The store {source} is damaged: {problems[0].message}", fix="Run check_store.py.")
     vocabulary = _union(stores)
-    writer = StoreWriter(output, vocabulary)
     entries: list[dict[str, Any]] = []
-    for number, store in enumerate(stores):
-        for entry in store.manifest["units"]:
-            taken = any(entry["path"] == other["path"] for other in entries)
-            language, _, name = entry["path"].rpartition("/")
-            path = f"{language}/{number:02d}-{name}" if taken else entry["path"]
-            if store.dtype == token_dtype(vocabulary.size):
-                _link_tree(store.path / entry["path"], output / path)
-                entries.append(entry | {"path": path})
-            else:
-                with writer.unit(path, entry["language"], entry["split"]) as unit:
-                    _copy_documents(store, entry, unit)
-                entries.append(next(made for made in writer.entries() if made["path"] == path))
-    write_manifest(output, vocabulary, entries)
+    with _new_store(output) as folder:
+        writer = StoreWriter(folder, vocabulary)
+        for number, store in enumerate(stores):
+            for entry in store.manifest["units"]:
+                taken = any(entry["path"] == other["path"] for other in entries)
+                language, _, name = entry["path"].rpartition("/")
+                path = f"{language}/{number:02d}-{name}" if taken else entry["path"]
+                if store.dtype == token_dtype(vocabulary.size):
+                    _link_tree(store.path / entry["path"], folder / path)
+                    entries.append(entry | {"path": path})
+                else:
+                    with writer.unit(path, entry["language"], entry["split"]) as unit:
+                        _copy_documents(store, entry, unit)
+                    entries.append(next(made for made in writer.entries() if made["path"] == path))
+        write_manifest(folder, vocabulary, entries)
     return TokenStore.open(output)
+
+
+@contextmanager
+def _new_store(output: Path) -> Iterator[Path]:
+    """A folder that appears under the name `output` when the block ends without an error.
+
+    Raises:
+        DataError: something is there already.
+    """
+    if (output / MANIFEST).exists():
+        raise DataError(f"The store {output} is finished.", fix="Choose another folder, or remove this one.")
+    if _is_something(output):
+        raise DataError(f"{output} exists and is no finished store.", fix="Choose another folder, or remove this one.")
+    with files.new_folder(output) as folder:
+        yield folder
+
+
+def _is_something(path: Path) -> bool:
+    """Whether a path holds anything: an empty folder is nobody's loss."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def _union(stores: Sequence[TokenStore]) -> Vocabulary:
@@ -134,12 +157,15 @@ def _union(stores: Sequence[TokenStore]) -> Vocabulary:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(source, target, copy_function=os.link)
-    except (shutil.Error, OSError):
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            _link_tree(path, target / path.name)
+            continue
+        try:
+            (target / path.name).hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, target / path.name)
 
 
 def _copy_documents(store: TokenStore, entry: dict[str, Any], unit: UnitWriter) -> None:
@@ -158,8 +184,9 @@ def archive_store(source: Path, output: Path, level: int = 9) -> None:
         level: of zstd, 1 to 22.
 
     Raises:
-        DataError: the source is damaged.
+        DataError: the source is damaged, or the output is there and is no archive.
     """
+    _check_replaceable(output, ARCHIVE, source)
     if problems := check_store(source):
         raise DataError(f"The store {source} is damaged: {problems[0].message}", fix="Run check_store.py.")
     store = TokenStore.open(source)
@@ -177,7 +204,7 @@ def archive_store(source: Path, output: Path, level: int = 9) -> None:
                 step = old.shards[0]
                 for start in range(0, old.shape[0], step):
                     new[start : start + step] = old[start : start + step]
-        shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+        _copy_files(source, folder, MANIFEST)
         shutil.copyfile(source / MANIFEST, folder / ARCHIVE)
 
 
@@ -185,15 +212,31 @@ def restore_archive(archive: Path, output: Path) -> TokenStore:
     """Write the store an archive was made from, byte for byte.
 
     Raises:
-        DataError: there is no archive, or it is damaged.
+        DataError: there is no archive, it is damaged, or the output is there and is no store.
     """
     manifest = files.read_json(archive / ARCHIVE)
+    _check_replaceable(output, MANIFEST, archive)
     with files.new_folder(output) as folder:
         for entry in manifest["units"]:
             _restore_unit(archive / entry["path"], folder / entry["path"])
-        shutil.copyfile(archive / "tokenizer.json", folder / "tokenizer.json")
+        _copy_files(archive, folder, ARCHIVE)
         shutil.copyfile(archive / ARCHIVE, folder / MANIFEST)
     return TokenStore.open(output)
+
+
+def _check_replaceable(output: Path, name: str, source: Path) -> None:
+    """Refuse to replace what is not of the kind that is written (has no file `name`), and to write into the source."""
+    if output.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{output} is or lies in {source}, which is read.", fix="Choose another folder.")
+    if _is_something(output) and not (output / name).is_file():
+        raise DataError(f"{output} exists and has no {name}.", "It would be replaced.", "Choose another folder.")
+
+
+def _copy_files(source: Path, target: Path, but: str) -> None:
+    """Copy the files beside the units: the tokenizer, and how the store was built."""
+    for path in source.iterdir():
+        if path.is_file() and path.name != but:
+            shutil.copyfile(path, target / path.name)
 
 
 def _restore_unit(archived: Path, unit: Path) -> None:
