@@ -44,7 +44,7 @@ def make_knowledge(
         raise ConfigError(
             f"{out} exists and holds no invented knowledge.", "It would be replaced.", "Choose another name."
         )
-    languages = language or [code for code in words().languages if code != ENGLISH]
+    languages = list(dict.fromkeys(language or ())) or [code for code in words().languages if code != ENGLISH]
     make_folder(out.parent)
     with new_folder(out) as folder:
         for code in languages:

@@ -28,9 +28,9 @@ _RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 Preset = Annotated[
     str | None, typer.Option(help="Preset: 2.7b, 6.7b, 13b, 30b, 70b, llama-13b ... (megalign/config/models.py).")
 ]
-NumGpus = Annotated[int, typer.Option(min=1, help="Devices, all of which are used.")]
+NumGpus = Annotated[int, typer.Option(min=1, max=1_000_000, help="Devices, all of which are used.")]
 Gpu = Annotated[str, typer.Option(help="a100-40gb, a100, h100, h200, b200, mi300x, or one of --devices.")]
-Tokens = Annotated[float, typer.Option(min=1.0, help="To train on, e.g. 300e9.")]
+Tokens = Annotated[float, typer.Option(min=1.0, max=1e18, help="To train on, e.g. 300e9.")]
 Config = Annotated[
     Path | None,
     typer.Option(help="Take model, precision, batch, injection and vocabulary from this run's YAML file."),
@@ -40,7 +40,7 @@ GpusPerNode = Annotated[
 ]
 Sequence = Annotated[int | None, typer.Option(min=1, help="Tokens of a window. Default: the model's.")]
 BatchTokens = Annotated[
-    float | None, typer.Option(min=1.0, help="Of a step, all devices together. Default: the run's, or 2 Mi.")
+    float | None, typer.Option(min=1.0, max=1e12, help="Of a step, all devices together. Default: the run's, or 2 Mi.")
 ]
 VocabSize = Annotated[
     int | None, typer.Option(min=1, help="Ids of the vocabulary. Default: the run's store, or 50257 (GPT-2).")
@@ -57,7 +57,7 @@ InjectWords = Annotated[
     int | None,
     typer.Option(min=0, help="Words of an injection step, for its memory. Default: two an entry of --config's."),
 ]
-TokensPerWord = Annotated[float, typer.Option(min=1.0, help="With the padding of packing.")]
+TokensPerWord = Annotated[float, typer.Option(min=1.0, max=1e6, help="With the padding of packing.")]
 Price = Annotated[float | None, typer.Option(min=0.0, help="Any currency.")]
 FromMetrics = Annotated[
     Path | None, typer.Option(help="Folder of a run whose measured speed calibrates the model of time.")

@@ -29,7 +29,9 @@ def submit(
     ] = False,
     chain: Annotated[
         int,
-        typer.Option(min=1, help="So many jobs one after another continue each run, where requeueing is not allowed."),
+        typer.Option(
+            min=1, max=1000, help="So many jobs one after another continue each run, where requeueing is not allowed."
+        ),
     ] = 1,
     requeue: Annotated[
         bool, typer.Option("--requeue", help="A job that was stopped, or lost a node, is queued again and continues.")

@@ -22,6 +22,8 @@ from megalign.errors import ConfigError
 
 # An interval over resamples of which many are undefined would be of another score.
 MAX_UNDEFINED_SHARE = 0.05
+# They are all held in memory, with a number for each item.
+MAX_RESAMPLES = 100_000
 
 
 class Group(NamedTuple):
@@ -58,7 +60,7 @@ class Bootstrap:
         strict: parse strictly.
 
     Raises:
-        ConfigError: no resamples, or a confidence that is not between 0 and 1.
+        ConfigError: no resamples or too many, or a confidence that is not between 0 and 1.
     """
 
     panels: dict[str, Panel]
@@ -70,8 +72,10 @@ class Bootstrap:
     _scorers: dict[str, Scorer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.num_resamples < 1:
-            raise ConfigError(f"{self.num_resamples} resamples give no interval.", fix="1000 is usual.")
+        if not 1 <= self.num_resamples <= MAX_RESAMPLES:
+            raise ConfigError(
+                f"There cannot be {self.num_resamples} resamples.", fix=f"Set 1 to {MAX_RESAMPLES}; 1000 is usual."
+            )
         if not 0 < self.confidence < 1:
             raise ConfigError(
                 f"The confidence {self.confidence} is not between 0 and 1.", fix="Set a share such as 0.95."

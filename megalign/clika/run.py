@@ -23,6 +23,15 @@ from megalign.errors import ConfigError
 from megalign.files import make_folder, write_bytes, write_text
 
 PARSE_MODES = ("released", "strict")
+RESULTS = (
+    "scores.jsonl",
+    "report.html",
+    "intervals.jsonl",
+    "comparisons.jsonl",
+    "parsing.jsonl",
+    "scores.csv",
+    "knowledge.csv",
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,9 @@ def score(source: Path, out: Path, options: ScoreOptions) -> Scores:
     sides = panels(answers)
     findings = [*findings, *check_answers(sides, options.protocol)]
     make_folder(out)
+    # What an earlier scoring left must not stand beside these findings, nor look whole when this one is stopped.
+    for name in RESULTS:
+        (out / name).unlink(missing_ok=True)
     _write_jsonl(out / "findings.jsonl", (finding.row() for finding in findings))
     if options.fail_on_findings:
         refuse(findings)

@@ -52,7 +52,7 @@ class Tag:
             one, other = (
                 self.text.format(code=code, name=name) for code, name in (("en", "English"), ("zh", "Chinese"))
             )
-        except (KeyError, IndexError, ValueError):
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
             raise ConfigError(f"The tag {self.text!r} cannot be filled in.", fix="Use {code} or {name}.") from None
         if self.text and one == other:
             raise ConfigError(

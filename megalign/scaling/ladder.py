@@ -11,6 +11,8 @@ from megalign.errors import ConfigError
 from megalign.scaling.flops import training_flops_per_token
 from megalign.scaling.parameters import count_parameters
 
+MAX_WIDTH = 1 << 20  # beyond it, what a size has of layers alone could not be listed
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -59,6 +61,10 @@ def model_of(base: ModelConfig, size: SizeConfig, rules: RulesConfig) -> ModelCo
     else:
         width = int(given["hidden_size"])
         content = {**base.model_dump(), "preset": None, **_shape(base, width, size, rules), **given}
+    if not 0 < width <= MAX_WIDTH:
+        raise ConfigError(
+            f"The ladder's size {size.name} has hidden_size {width}.", fix=f"Set a width from 1 to {MAX_WIDTH}."
+        )
     factor = width / base.hidden_size
     if "init_std" not in given:
         content["init_std"] = base.init_std * factor**rules.init_std_exponent

@@ -134,7 +134,7 @@ def test_a_model_does_not_differ_from_itself(responses: Path, protocol: Protocol
 
 
 def test_impossible_settings_are_told(responses: Path, protocol: Protocol) -> None:
-    with pytest.raises(ConfigError, match="0 resamples give no interval"):
+    with pytest.raises(ConfigError, match="There cannot be 0 resamples"):
         bootstrap(responses, protocol, num_resamples=0)
     with pytest.raises(ConfigError, match=r"The confidence 1.0 is not between 0 and 1"):
         bootstrap(responses, protocol, confidence=1.0)

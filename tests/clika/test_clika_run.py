@@ -250,3 +250,22 @@ def test_scoring_loads_no_torch() -> None:
 def test_released_constants_are_the_papers() -> None:
     tops = {name: one.top_percent for name, one in load_protocol().datasets.items()}
     assert tops == {"x_csqa": 74.6, "x_copa": 96.4, "x_geo": 97.0, "x_name": 92.2}
+
+
+def test_no_result_of_an_earlier_scoring_stays(responses: Path, protocol: Protocol, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    score(responses, out, ScoreOptions(protocol, num_resamples=20))
+    before = {path.name for path in out.iterdir()}
+    assert {"scores.jsonl", "report.html"} <= before
+    score(responses, out, ScoreOptions(protocol, num_resamples=20, report=False))
+    assert {path.name for path in out.iterdir()} == before - {"report.html"}
+    path = next(responses.glob("x_geo/*/*_res*.jsonl"))
+    path.write_bytes(path.read_bytes() + b"not JSON\n")
+    with pytest.raises(DataError, match="no JSON object"):
+        score(responses, out, ScoreOptions(protocol, num_resamples=20, fail_on_findings=True))
+    assert [one.name for one in out.iterdir()] == ["findings.jsonl"]
+
+
+def test_more_resamples_than_fit_into_memory_are_refused(responses: Path, protocol: Protocol, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"1000000000 resamples.*100000"):
+        score(responses, tmp_path / "out", ScoreOptions(protocol, num_resamples=10**9))

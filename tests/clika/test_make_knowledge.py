@@ -25,7 +25,7 @@ def make(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_a_set_is_written_as_the_library_invents_it(tmp_path: Path) -> None:
     options = ("--places", 16, "--continents", 2, "--variants", 2, "--roots", "own", "--seed", 5)
     for name in ("a", "b"):
-        done = make("--out", tmp_path / name, "--language", "he", "--language", "ja", *options)
+        done = make("--out", tmp_path / name, "--language", "he", "--language", "ja", "--language", "he", *options)
         assert done.returncode == 0, done.stderr
         assert "16 places on 2 continents in English and he, ja" in done.stdout
     assert languages_in(tmp_path / "a") == ["he", "ja"]

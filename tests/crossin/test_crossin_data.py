@@ -386,3 +386,31 @@ def test_a_build_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="base has no tasks with instruction and output left"):
         build(BuildOptions(Mix({"base": 1}), ctd=str(write_lines(tmp_path / "c.jsonl", rows))), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("share", [float("nan"), -0.1, 1.5])
+def test_the_share_that_may_be_dropped_is_a_share(share: float, ctd: Path, tmp_path: Path) -> None:
+    """With nan no loss was too large."""
+    with pytest.raises(ConfigError, match="Set a share from 0 to 1"):
+        build(BuildOptions(Mix({"base": "all"}), str(ctd), max_dropped_share=share), tmp_path / "mix")
+
+
+@pytest.mark.parametrize("tag", ["{code.foo}", "{code[x]}"])
+def test_tags_that_ask_for_parts_are_refused(tag: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be filled in"):
+        Tag(tag)
+
+
+def test_letters_of_the_gate_are_not_negative() -> None:
+    with pytest.raises(ConfigError, match="min_letters is -5"):
+        Gate.parse(["min_letters=-5"])
+
+
+def test_a_mark_of_byte_order_is_no_fault_and_bad_lines_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"instruction": "a", "output": "b"})
+    path.write_text(f"{row}\n{row}\n", encoding="utf-8-sig")
+    assert len(read_source(str(path)).records) == 2
+    path.write_text(f"{row}\n\n{{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:3 is not JSON"):
+        read_source(str(path))

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,54 @@ def test_scoring_and_data_load_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_table_row_without_a_response_is_named(tmp_path: Path) -> None:
+    rows = table_rows(prediction_rows(3, 0))
+    del rows[5]["response"]
+    with pytest.raises(DataError, match="row 6 lacks response"):
+        read_file(write_lines(tmp_path / "rows.jsonl", rows))
+
+
+def test_the_code_of_indonesian_is_a_language_of_tables(tmp_path: Path) -> None:
+    codes = dict(zip(LANGUAGES, ("en", "zh", "id", "es"), strict=True))
+    rows = [{**row, "language": codes[row["language"]]} for row in table_rows(prediction_rows(5, 0))]
+    (answers,) = read_file(write_lines(tmp_path / "rows.jsonl", rows))
+    assert answers.languages == ("en", "zh", "id", "es")
+    assert answers.items == tuple(f"q{number}" for number in range(5))
+
+
+def test_a_mark_of_byte_order_is_no_fault(tmp_path: Path) -> None:
+    rows = prediction_rows(5, 0)
+    for name, content in (("rows.json", json.dumps(rows)), ("rows.jsonl", "\n".join(map(json.dumps, rows)))):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert len(read_file(tmp_path / name)[0].items) == 5
+
+
+def test_repeated_ids_of_a_large_file_take_no_time(tmp_path: Path) -> None:
+    """Counting each id in all of them took a minute for so many."""
+    rows = [{"id": number // 2, "English": cell("(A)")} for number in range(40_000)]
+    begun = time.process_time()
+    (answers,) = read_file(write_json_rows(tmp_path / "rows.json", rows))
+    assert len(set(answers.items)) == 40_000
+    assert time.process_time() - begun < 10
+
+
+def test_published_scores_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    path = write_json_rows(tmp_path / "a.json", prediction_rows(3, 0, languages=("English", "Chinese")))
+    theirs = {"overall_acc": "n/a", "language_acc": {"English": 0.5, "Chinese": 0.5}}
+    write_json_rows(tmp_path / "a_score.json", {**theirs, "consistency_score_2": 0.5, "AC3_2": 0.5})
+    result = score_files([str(path)], tmp_path / "out", ScoreOptions(report=False, bootstrap=Bootstrap(0, 20)))
+    assert "published_difference" not in result.scored[0].row
+
+
+def test_no_report_of_an_earlier_scoring_stays(tmp_path: Path) -> None:
+    path = write_json_rows(tmp_path / "a.json", prediction_rows(3, 0))
+    for report in (True, False):
+        score_files([str(path)], tmp_path / "out", ScoreOptions(report=report, bootstrap=Bootstrap(0, 20)))
+        assert (tmp_path / "out" / "report.html").exists() == report
+
+
+def test_more_resamples_than_fit_into_memory_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1000000000 resamples.*100000"):
+        Bootstrap(0, 10**9)

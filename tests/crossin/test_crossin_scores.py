@@ -142,7 +142,7 @@ def test_comparisons_that_cannot_be_made(tmp_path: Path) -> None:
     fewer = [{key: value for key, value in row.items() if key != "Spanish"} for row in rows]
     with pytest.raises(DataError, match="have other languages: Spanish"):
         compare(Bootstrap(), base, read(tmp_path, fewer, "fewer.json"))
-    with pytest.raises(ConfigError, match="0 resamples give no interval"):
+    with pytest.raises(ConfigError, match="There cannot be 0 resamples"):
         Bootstrap(num_resamples=0)
     with pytest.raises(ConfigError, match=r"confidence 1\.5 is not between"):
         Bootstrap(confidence=1.5)

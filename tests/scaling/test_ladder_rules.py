@@ -152,6 +152,8 @@ def test_the_description_names_the_rungs() -> None:
         ({"ladder__sizes": [{"name": "a b", "model": {"hidden_size": 64}}]}, "the size's name 'a b' must be letters"),
         ({"ladder__sizes": [{"name": "a", "model": {}}]}, r"the size a needs model\.hidden_size or model\.preset"),
         ({"ladder__sizes": [{"name": "a", "model": {"hidden_size": 64, "depth": 2}}]}, "size a: unknown key depth"),
+        ({"ladder__sizes": [0]}, "size w0 has hidden_size 0"),
+        ({"ladder__sizes": [2**40]}, "size w1099511627776 has hidden_size 1099511627776"),
         ({"ladder__sizes": ["15m"]}, "there is no model preset '15m'"),
     ],
 )  # fmt: skip

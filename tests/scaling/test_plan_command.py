@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 from small_study import SEED, megalign
+from typer.testing import CliRunner
 
+from megalign.cli.app import app
 from megalign.cli.plan import plan
 from megalign.config import load_run
 from megalign.errors import ConfigError
@@ -187,3 +189,12 @@ def test_a_plan_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "wish", [("--tokens", "inf"), ("--global-batch-tokens", "inf"), ("--gpus", "1000000007")], ids=lambda wish: wish[0]
+)
+def test_numbers_beyond_all_sense_are_refused(wish: tuple[str, str]) -> None:
+    done = CliRunner().invoke(app, ["plan", "--model", "13b", *wish], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert f"Invalid value for '{wish[0]}'" in done.output

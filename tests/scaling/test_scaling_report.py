@@ -15,9 +15,12 @@ from typer.testing import CliRunner
 
 from megalign.cli.app import app
 from megalign.config import load_run
-from megalign.errors import DataError, MegalignError
+from megalign.errors import ConfigError, DataError, MegalignError
 from megalign.files import read_json, write_json
+from megalign.scaling.fits.analysis import Question, analyse
+from megalign.scaling.fits.bootstrap import FitSettings
 from megalign.scaling.fits.measurements import read_table, table_csv
+from megalign.scaling.fits.page import write_report
 from megalign.study.expand import StudyFolder
 from megalign.study.ladder_results import read_ladder
 from megalign.training.dry_run import dry_run
@@ -223,3 +226,33 @@ def test_unfinished_runs_and_lost_data_are_said(laddered: Path, tmp_path: Path) 
 def test_a_study_without_a_ladder_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(DataError, match="is a study without a ladder"):
         read_ladder(small_study.finished(tmp_path_factory.getbasetemp()).path)
+
+
+def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
+    """--out of a ladder's own folder took its runs away."""
+    table = read_table(TABLE6)
+    (tmp_path / "runs").mkdir()
+    kept = tmp_path / "runs" / "weights.bin"
+    kept.write_bytes(b"weeks of work")
+    found = analyse(table, Question())
+    with pytest.raises(ConfigError, match="is no report of scale"):
+        write_report(found, tmp_path / "runs", "title")
+    assert kept.read_bytes() == b"weeks of work"
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, math.nan, math.inf])
+def test_sizes_to_predict_are_sizes(size: float) -> None:
+    with pytest.raises(ConfigError, match="A prediction is asked for at"):
+        Question(predict=(1e7, size))
+
+
+def test_resamples_have_bounds() -> None:
+    for number in (49, 10**9):
+        with pytest.raises(DataError, match="50 to 100000 resamples"):
+            FitSettings(num_resamples=number)
+
+
+def test_a_mark_of_byte_order_is_no_fault(tmp_path: Path) -> None:
+    rows = [line for line in TABLE6.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    (tmp_path / "table.csv").write_text("\n".join(rows), encoding="utf-8-sig")
+    assert read_table(tmp_path / "table.csv") == read_table(TABLE6)

@@ -15,7 +15,7 @@ from megalign.scaling.activations import MicroBatch
 from megalign.scaling.communication import Cluster
 from megalign.scaling.devices import load_devices
 from megalign.scaling.memory import estimate_memory
-from megalign.scaling.search import Goal, InjectionLoad, Search, run_sections, search
+from megalign.scaling.search import Goal, InjectionLoad, Search, _divisors, run_sections, search
 
 SMALL = ModelConfig(
     num_layers=6,
@@ -209,3 +209,10 @@ def test_13b_on_64_h100_is_trained_as_is_usual(preset: str) -> None:
     assert sections["parallel"]["data"] == p.data
     assert sections["train"]["steps"] * wanted.tokens_per_step >= 300e9
     assert sections["model"] == {"preset": preset, "sequence_length": model.sequence_length}
+
+
+def test_divisors_of_large_numbers_take_no_time() -> None:
+    """Trying each number up to a batch of many windows took minutes."""
+    for number in (1, 2, 49, 720):
+        assert _divisors(number) == tuple(one for one in range(1, number + 1) if number % one == 0)
+    assert _divisors(999_999_999_989) == (1, 999_999_999_989)

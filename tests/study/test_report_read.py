@@ -159,6 +159,9 @@ def test_missing_files_are_refused_where_they_must_be_there(tmp_path: Path) -> N
     write_study(tmp_path)
     (tmp_path / "runs/joint/seed0/metrics.jsonl").unlink()
     assert read_study(tmp_path)[1][0].training == ()
+    (tmp_path / "runs/joint/seed0/scores.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match=r"joint/seed0/scores.jsonl is empty, but run.json says that the run is done"):
+        read_study(tmp_path)
     (tmp_path / "runs/joint/seed0/scores.jsonl").unlink()
     with pytest.raises(
         DataError, match=r"joint/seed0/scores.jsonl does not exist, but run.json says that the run is done"

@@ -80,6 +80,8 @@ def build(options: BuildOptions, out: Path, say: Callable[[str], None] = lambda 
         EnvironmentProblem: a library that a format needs is not installed.
     """
     check_replaceable(out)
+    if not 0 <= options.max_dropped_share <= 1:
+        raise ConfigError(f"--max-dropped-share is {options.max_dropped_share}.", fix="Set a share from 0 to 1.")
     if options.format not in FORMATS:
         raise ConfigError(f"There is no format {options.format!r}.", fix=f"Choose {', '.join(FORMATS)}.")
     template = Template.of(options.template) if options.template else None

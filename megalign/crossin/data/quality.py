@@ -76,6 +76,8 @@ class Gate:
         for name in ("min_script_share", "max_copied_share", "min_kept_code", "min_kept_numbers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"The gate's {name} is {getattr(self, name)}.", fix="Set a share from 0 to 1.")
+        if self.min_letters < 0:
+            raise ConfigError(f"The gate's min_letters is {self.min_letters}.", fix="Set 0 or more.")
         if not self.max_length_factor > 1:
             raise ConfigError(f"The gate's max_length_factor is {self.max_length_factor}.", fix="Set more than 1.")
 

@@ -6,6 +6,7 @@ hub:ID for a data set on the Hub.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -231,12 +232,18 @@ def _file_rows(path: Path) -> tuple[list[Any], str]:
             return pyarrow.parquet.read_table(path).to_pylist(), digest
         except pyarrow.ArrowException as error:
             raise DataError(f"{path} is not a parquet file that can be read: {error}.") from None
+    content, where = content.removeprefix(codecs.BOM_UTF8), str(path)
     try:
         if path.suffix == ".jsonl":
-            return [orjson.loads(line) for line in content.splitlines() if line.strip()], digest
+            rows = []
+            for number, line in enumerate(content.splitlines(), 1):
+                where = f"{path}:{number}"
+                if line.strip():
+                    rows.append(orjson.loads(line))
+            return rows, digest
         rows = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}.", "It may be half-written or damaged.") from None
+        raise DataError(f"{where} is not JSON: {error}.", "It may be half-written or damaged.") from None
     if not isinstance(rows, list):
         raise DataError(f"{path} holds no list of rows.")
     return rows, digest

@@ -22,6 +22,9 @@ from megalign.errors import ConfigError, DataError
 
 Floats = npt.NDArray[np.float64]
 
+# They are all held in memory, with a number for each question.
+MAX_RESAMPLES = 100_000
+
 
 class Metric(NamedTuple):
     """What a number is: accuracy, consistency, ac3 or invalid_rate; of one language, or of subsets of `s` languages."""
@@ -36,7 +39,7 @@ class Bootstrap:
     """How intervals are made.
 
     Raises:
-        ConfigError: no resamples, or a confidence that is not between 0 and 1.
+        ConfigError: no resamples or too many, or a confidence that is not between 0 and 1.
     """
 
     seed: int = 0
@@ -44,8 +47,10 @@ class Bootstrap:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.num_resamples < 1:
-            raise ConfigError(f"{self.num_resamples} resamples give no interval.", fix="1000 is usual.")
+        if not 1 <= self.num_resamples <= MAX_RESAMPLES:
+            raise ConfigError(
+                f"There cannot be {self.num_resamples} resamples.", fix=f"Set 1 to {MAX_RESAMPLES}; 1000 is usual."
+            )
         if not 0 < self.confidence < 1:
             raise ConfigError(
                 f"The confidence {self.confidence} is not between 0 and 1.", fix="Set a share such as 0.95."

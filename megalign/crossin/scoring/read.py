@@ -7,8 +7,10 @@ choices and model.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,9 @@ def read_file(path: Path, *, first_line: str = "auto", by: str = "text", name: s
     if not rows:
         raise DataError(f"{path} holds no rows.", "There is nothing to score.")
     if isinstance(rows[0], Mapping) and all(column in rows[0] for column in COLUMNS):
-        return [_answers(label, model, table, cut, by) for model, table in _by_model(rows, label)]
-    return [_answers(label, "", rows, cut, by)]
+        tables = _by_model(rows, label)
+        return [_answers(label, model, [*table.values()], [*table], cut, by) for model, table in tables]
+    return [_answers(label, "", rows, None, cut, by)]
 
 
 def is_score_file(path: Path) -> bool:
@@ -64,19 +67,19 @@ def is_score_file(path: Path) -> bool:
 
 def _rows(path: Path) -> list[Any]:
     readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    if path.is_dir():
+        raise DataError(f"{path} is a folder.", fix="Name its files, for example FOLDER/*.json.")
     if path.suffix not in readers:
         raise DataError(f"{path} is no kind of file that can be scored.", fix=f"Give one of {', '.join(readers)}.")
     try:
         return readers[path.suffix](path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder.", fix="Name its files, for example FOLDER/*.json.") from None
 
 
 def _json_rows(path: Path) -> list[Any]:
     try:
-        content = orjson.loads(path.read_bytes())
+        content = orjson.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON: {error}.", "It may be half-written or damaged.") from None
     if not isinstance(content, list):
@@ -90,7 +93,7 @@ def _jsonl_rows(path: Path) -> list[Any]:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
-                    rows.append(orjson.loads(line))
+                    rows.append(orjson.loads(line.removeprefix(codecs.BOM_UTF8)))
                 except orjson.JSONDecodeError as error:
                     raise DataError(f"{path}:{number} is not JSON: {error}.") from None
     return rows
@@ -116,14 +119,16 @@ def _parquet_rows(path: Path) -> list[Any]:
     return rows
 
 
-def _by_model(rows: Sequence[Any], label: str) -> Iterator[tuple[str, list[Row]]]:
-    """A plain table's rows as SeaEval rows, a list for each model."""
+def _by_model(rows: Sequence[Any], label: str) -> Iterator[tuple[str, Mapping[str, Row]]]:
+    """A plain table's rows for each model: by item, cells by language as in a SeaEval row."""
     models: dict[str, dict[str, dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping) or any(row.get(column) is None for column in ("item", "language", "answer")):
             raise DataError(f"{label}: row {number} lacks item, language or answer.")
+        if "response" not in row:
+            raise DataError(f"{label}: row {number} lacks response.", fix="Give an empty one where none was given.")
         item, language = str(row["item"]), str(row["language"])
-        cells = models.setdefault(str(row.get("model") or ""), {}).setdefault(item, {"id": item})
+        cells = models.setdefault(str(row.get("model") or ""), {}).setdefault(item, {})
         if language in cells:
             raise DataError(f"{label}: item {item} has two rows in {language}.", "Only one of them can be the answer.")
         cells[language] = {"answer": str(row["answer"]), PREDICTION: row["response"], "choices": row.get("choices")}
@@ -133,9 +138,8 @@ def _by_model(rows: Sequence[Any], label: str) -> Iterator[tuple[str, list[Row]]
     for model, items in models.items():
         for item, cells in items.items():
             for language, cell in cells.items():
-                if language != "id":
-                    cell["choices"] = _choices(cell["choices"], num_options, f"{label}: item {item}, {language}")
-        yield model, list(items.values())
+                cell["choices"] = _choices(cell["choices"], num_options, f"{label}: item {item}, {language}")
+        yield model, items
 
 
 def _letters_used(rows: Sequence[Row]) -> int:
@@ -157,7 +161,8 @@ def _choices(given: Any, num_options: int, where: str) -> list[str]:
     return [str(choice) for choice in given]
 
 
-def _answers(label: str, model: str, rows: Sequence[Any], cut: bool, by: str) -> Answers:
+def _answers(label: str, model: str, rows: Sequence[Any], items: list[str] | None, cut: bool, by: str) -> Answers:
+    """The answers of rows with a cell by language; `items` names them, else their key `id` does."""
     languages = _languages(label, rows)
     options = np.full((len(rows), len(languages)), INVALID, dtype=np.int8)
     gold = np.full((len(rows), len(languages)), NO_ANSWER, dtype=np.int8)
@@ -182,11 +187,12 @@ def _answers(label: str, model: str, rows: Sequence[Any], cut: bool, by: str) ->
                 undecided[place, column] = tuple(letters[one] for one in named)
         if len({int(one) for one in gold[place] if one != NO_ANSWER}) > 1:
             faults.setdefault("different_answers", []).append(str(place + 1))
-    items = [str(row["id"]) if row.get("id") is not None else str(place + 1) for place, row in enumerate(rows)]
-    if len(set(items)) < len(items):
-        repeated = [name for name in dict.fromkeys(items) if items.count(name) > 1]
-        faults["repeated_ids"] = repeated
-        items = [f"{name} (row {place + 1})" if name in repeated else name for place, name in enumerate(items)]
+    if items is None:
+        items = [str(place) if row.get("id") is None else str(row["id"]) for place, row in enumerate(rows, 1)]
+    counts = Counter(items)
+    if len(counts) < len(items):
+        faults["repeated_ids"] = [name for name, count in counts.items() if count > 1]
+        items = [f"{name} (row {place})" if counts[name] > 1 else name for place, name in enumerate(items, 1)]
     if len(languages) == 1:
         faults["one_language"] = [languages[0]]
     found = tuple(_findings(faults))

@@ -194,12 +194,15 @@ def _published_difference(path: Path, row: Row) -> float | None:
         pairs += [(value, theirs["language_acc"][name]) for name, value in ours["accuracy_by_language"].items()]
         pairs += [(value, theirs[f"consistency_score_{s}"]) for s, value in ours["consistency"].items()]
         pairs += [(value, theirs[f"AC3_{s}"]) for s, value in ours["ac3"].items()]
-    except (KeyError, TypeError):
+        return max(abs(float(one) - float(other)) for one, other in pairs)
+    except (KeyError, TypeError, ValueError):
         return None
-    return max(abs(float(one) - float(other)) for one, other in pairs)
 
 
 def _write(result: Result, out: Path, options: ScoreOptions) -> None:
+    # What an earlier scoring left must not stand beside the new scores, nor look whole when this one is stopped.
+    for name in ("scores.jsonl", "report.html"):
+        (out / name).unlink(missing_ok=True)
     _write_jsonl(out / "intervals.jsonl", (row for one in result.scored for row in one.intervals))
     _write_jsonl(out / "comparisons.jsonl", result.comparisons)
     _write_jsonl(out / "findings.jsonl", result.findings)

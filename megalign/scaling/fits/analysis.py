@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from megalign.errors import DataError
+from megalign.errors import ConfigError, DataError
 from megalign.scaling.fits.bootstrap import Estimate, FitSettings, Series
 from megalign.scaling.fits.gain import Gain, Multiplier, gain_of, multipliers
 from megalign.scaling.fits.measurements import Measurement
@@ -16,6 +16,7 @@ from megalign.scaling.fits.series import SeriesFit, fit_logistic, fit_power_law
 
 LOSS, KNOWLEDGE = "nll_per_token", "clka"
 CHANCE = 0.25  # a true statement among four
+MAX_PREDICTED = 1e18  # parameters
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Question:
         total_parameters: sizes count embeddings.
         predict: sizes (parameters) at which curves are read; empty: ten times the largest.
         fit: of the curves.
+
+    Raises:
+        ConfigError: a size to predict that is none.
     """
 
     baseline: str = "joint"
@@ -38,6 +42,14 @@ class Question:
     total_parameters: bool = False
     predict: tuple[float, ...] = ()
     fit: FitSettings = field(default_factory=FitSettings)
+
+    def __post_init__(self) -> None:
+        for size in self.predict:
+            if not 0 < size <= MAX_PREDICTED:
+                raise ConfigError(
+                    f"A prediction is asked for at {size:g} parameters.",
+                    fix=f"Set more than 0, up to {MAX_PREDICTED:g}.",
+                )
 
 
 @dataclass(frozen=True)

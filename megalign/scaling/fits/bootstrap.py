@@ -22,6 +22,7 @@ from megalign.scaling.fits.noise import SeedNoise, seed_noise
 # Hoffmann et al. 2022 use 1e-3 on log losses; where runs were repeated, Huber's own constant in units of their spread.
 HOFFMANN_DELTA = 1e-3
 HUBER_CONSTANT = 1.345
+MIN_RESAMPLES, MAX_RESAMPLES = 50, 100_000
 _EVERY_START = 5
 
 
@@ -40,10 +41,10 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1 or self.num_resamples < 50:
+        if not 0 < self.confidence < 1 or not MIN_RESAMPLES <= self.num_resamples <= MAX_RESAMPLES:
             raise DataError(
                 f"A confidence of {self.confidence:g} with {self.num_resamples} resamples gives no interval.",
-                fix="Set a confidence between 0 and 1, e.g. 0.9, and 50 resamples or more; 500 is usual.",
+                fix=f"Set a confidence between 0 and 1, e.g. 0.9, and {MIN_RESAMPLES} to {MAX_RESAMPLES} resamples; 500 is usual.",
             )
 
     def stream(self, *names: str) -> np.random.Generator:

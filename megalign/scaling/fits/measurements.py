@@ -63,7 +63,7 @@ def read_table(path: Path) -> list[Measurement]:
     if not path.is_file():
         raise DataError(f"There is no table {path}.", fix="Name a study's folder, or a CSV or JSON-lines file.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text.", fix="Name a CSV or JSON-lines file.") from None
     rows = list(_json_rows(text, path) if path.suffix == ".jsonl" else _csv_rows(text))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megalign.errors import ConfigError
 from megalign.files import new_folder, write_bytes, write_json, write_text
 from megalign.pages import template
 from megalign.scaling.fits.analysis import KNOWLEDGE, LOSS, Analysis, to_json
@@ -38,7 +39,16 @@ def write_report(found: Analysis, out: Path, title: str, notes: Sequence[str] = 
 
     Returns:
         the sentences of the report.
+
+    Raises:
+        ConfigError: something else than a report stands at `out`; it would be replaced as a whole.
     """
+    if out.exists() and not (out / "fits.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            f"{out} exists and is no report of scale.",
+            "It would be replaced as a whole.",
+            "Name a new folder, or remove this one yourself.",
+        )
     said = findings(found)
     figures = draw_figures(found)
     by_section = {

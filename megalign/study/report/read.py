@@ -172,6 +172,12 @@ def _read_run(folder: Path, method: str, seed: int, notes: list[str]) -> Run:
         )
     name = f"{method}, seed {seed}"
     scores = tuple(_read_lines(scores_path, TypeAdapter(Score), finished, name, notes))
+    if finished and not scores:
+        raise DataError(
+            f"{scores_path} is empty, but run.json says that the run is done.",
+            "The run would count among the finished seeds without a score.",
+            "Evaluate the run again, or delete its folder and rerun the study.",
+        )
     latest = {(score.key, score.step): score for score in scores}
     if len(latest) < len(scores):
         notes.append(f"{name}: {len(scores) - len(latest)} line(s) of scores.jsonl repeat a step; the last one counts.")
