@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
+from megalign.errors import ConfigError
+
 if TYPE_CHECKING:
     from megalign.config import ModelConfig, RunConfig
     from megalign.config.sections import PrecisionConfig
@@ -140,6 +142,8 @@ def plan(
     from megalign.scaling.communication import Cluster
     from megalign.scaling.devices import load_devices, named_device
 
+    if measured_on and not from_metrics:
+        raise ConfigError("--measured-on says what --from-metrics was measured on.", fix="Give both, or neither.")
     run = load_run(config) if config else None
     if devices is None and run and run.track.devices:
         devices = Path(run.track.devices)
@@ -193,7 +197,6 @@ def goal_of(asked: Asked, run: RunConfig | None, cluster: Cluster, assumptions: 
         ConfigError: neither or both of a preset and a run, or an option that is none of its choices.
         DataError: the run's store cannot be read.
     """
-    from megalign.errors import ConfigError
     from megalign.scaling.search import RECOMPUTE, Goal
     from megalign.scaling.step_time import Assumptions
 
@@ -218,7 +221,6 @@ def goal_of(asked: Asked, run: RunConfig | None, cluster: Cluster, assumptions: 
 
 def _model(asked: Asked, run: RunConfig | None) -> ModelConfig:
     from megalign.config import ModelConfig, model_preset
-    from megalign.errors import ConfigError
 
     if asked.model and not run:
         values = model_preset(asked.model)
@@ -236,7 +238,6 @@ def _model(asked: Asked, run: RunConfig | None) -> ModelConfig:
 
 def _precision(name: str | None, run: RunConfig | None) -> PrecisionConfig:
     from megalign.config.sections import PrecisionConfig
-    from megalign.errors import ConfigError
 
     if name is None:
         return run.precision if run else PrecisionConfig(dtype="bfloat16")
@@ -270,7 +271,6 @@ def _vocab_size(given: int | None, run: RunConfig | None) -> int:
         DataError: it cannot be read.
     """
     from megalign.corpus.store import TokenStore
-    from megalign.errors import ConfigError
 
     if given or run is None:
         return given or _VOCAB_SIZE

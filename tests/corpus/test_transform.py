@@ -84,6 +84,14 @@ def test_a_union_has_everything(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert (tmp_path / "all/de/train/tokens/c/0").samefile(tmp_path / "de/de/train/tokens/c/0")
 
 
+def test_a_store_is_in_a_union_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    build(tmp_path / "en", tokenizer)
+    (tmp_path / "same").symlink_to(tmp_path / "en")
+    with pytest.raises(DataError, match="same is named twice"):
+        merge_stores([tmp_path / "en", tmp_path / "same"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
 def test_a_union_widens_ids_where_it_must(tmp_path: Path, tokenizer: Tokenizer) -> None:
     build(tmp_path / "en", tokenizer)
     clones = {f"c{i}": "en" for i in range(140)}

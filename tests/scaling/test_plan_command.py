@@ -118,6 +118,11 @@ def test_a_measured_run_calibrates_a_described_device(finished_study: StudyFolde
     refused = megalign(*arguments, "--from-metrics", run)
     assert refused.returncode == 2
     assert "does not say what the run was measured on: its device, a CPU perhaps" in refused.stderr
+    refused = megalign(*arguments, "--measured-on", "a100")
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (
+        2,
+        "error: --measured-on says what --from-metrics was measured on.",
+    )
     core = {
         "title": "One core",
         "memory_bytes": 4e9,

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -334,6 +334,15 @@ class MiniSlurm:
         return dict(self.until(
             lambda: (job := self.job(number)) and job.get("JobState") in final and job, seconds, f"job {number} ends"
         ))  # fmt: skip
+
+    def until_gone(self, numbers: Iterable[str], seconds: float) -> None:
+        """Wait until none of these jobs is in the queue."""
+        listed = ",".join(numbers)
+        self.until(
+            lambda: not self.call("squeue", "--noheader", "--jobs", listed, check=False).strip(),
+            seconds,
+            f"jobs {listed} leave the queue",
+        )
 
     def log(self) -> str:
         """The end of the controller's log and the queue."""

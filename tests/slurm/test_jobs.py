@@ -132,7 +132,8 @@ def test_arrays_over_the_sites_limit_and_a_failed_task(slurm: MiniSlurm, tmp_pat
         ("after-s1", False, 1),
         ("report", False, 1),
     ]
-    assert slurm.ended(jobs[4].number, 90)["JobState"] == "COMPLETED"
+    slurm.until_gone([job.number for job in jobs], 120)
+    assert slurm.ended(jobs[4].number, 60)["JobState"] == "COMPLETED"
     assert slurm.ended(jobs[3].number, 60)["JobState"] == "CANCELLED"
     assert [events(run, f"s{n}")[-1] for n in range(5)] == ["done", "failed", "done", "done", "done"]
     assert [attempts(run, name) for name in ("after-s2", "after-s1")] == [1, 0]

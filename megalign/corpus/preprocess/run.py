@@ -6,7 +6,6 @@ language's store is the shortest run of parts in that order that holds its budge
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -114,16 +113,12 @@ def _alone(output: Path) -> Iterator[None]:
         DataError: another process holds it.
     """
     with (output / WORK / "lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.lock(stream):
             raise DataError(
                 f"Another process is building the store {output}.",
                 "Each would remove what the other writes.",
                 "Wait until it has ended, or choose another folder.",
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
         yield
 
 

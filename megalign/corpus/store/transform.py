@@ -80,8 +80,12 @@ def merge_stores(sources: Sequence[Path], output: Path) -> TokenStore:
     """Write the union of stores with one tokenizer. Units are hard-linked where the file system allows, else copied.
 
     Raises:
-        DataError: a source is damaged, or the sources differ in tokenizer, in word segmenter or in the ids of a clone.
+        DataError: a source is damaged or named twice, or the sources differ in tokenizer, in word segmenter or in the ids
+            of a clone.
     """
+    for number, source in enumerate(sources):
+        if source.resolve() in [other.resolve() for other in sources[:number]]:
+            raise DataError(f"{source} is named twice.", "Its text would count twice.", "Name each store once.")
     stores = [TokenStore.open(source) for source in sources]
     for source in sources:
         if problems := check_store(source, deep=False):
