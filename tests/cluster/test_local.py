@@ -217,7 +217,8 @@ def test_under_nohup_a_closed_terminal_changes_nothing() -> None:
 def test_a_launcher_ended_from_outside_passes_the_stop_on(tmp_path: Path, number: signal.Signals) -> None:
     """The whole launcher in a process of its own, as a job script would start it; and as its terminal is closed."""
     program = (
-        "import sys; from megalign.cluster.local import run_locally; "
+        "import signal, sys; from megalign.cluster.local import run_locally; "
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # these tests may run under nohup
         f"sys.exit(run_locally({arguments('wait', tmp_path)!r}, world_size=2))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", program])
