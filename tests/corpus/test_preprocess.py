@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -25,7 +24,6 @@ import tokenizers
 from megalign.corpus.build import split_of
 from megalign.corpus.preprocess import PreprocessSettings, Progress, open_workers, parse_languages, run
 from megalign.corpus.preprocess.deduplicate import hash_path, hash_task, load_duplicates, mark_duplicates
-from megalign.corpus.preprocess.parallel import Workers
 from megalign.corpus.preprocess.parts import WORK
 from megalign.corpus.preprocess.plan import Task, make_tasks, read_task
 from megalign.corpus.preprocess.repair import repair_store
@@ -415,40 +413,6 @@ def test_progress_is_reported(settings: PreprocessSettings, tmp_path: Path) -> N
     assert german[-1].tasks_done == german[-1].tasks
 
 
-def test_a_dead_worker_is_explained(tmp_path: Path) -> None:
-    with open_workers(2) as workers:
-        assert workers is not None
-        with pytest.raises(DataError, match="A worker process was killed"):
-            list(workers.unordered(os._exit, [(3,)] * 4))
-
-
-def test_results_come_once_each() -> None:
-    def calls() -> Iterator[tuple[int]]:
-        yield from ((i,) for i in range(20))
-
-    with open_workers(1) as workers:
-        assert isinstance(workers, Workers)
-        assert sorted(workers.unordered(abs, calls())) == list(range(20))
-    with pytest.raises(ConfigError, match="The number of workers is 0"), open_workers(0):
-        pass
-
-
-@pytest.mark.parametrize("text", ["en=x", "en=1", "en=2.5", "=5", "en=-3", "en=inf", "en=nan"])
-def test_unreadable_budgets(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be read\. Write en=2e6"):
-        parse_languages(text)
-
-
-def test_budgets() -> None:
-    assert [(b.language, b.budget_tokens) for b in parse_languages("en=2e6, de=all,zh,fr=1_000")] == [
-        ("en", 2_000_000), ("de", None), ("zh", None), ("fr", 1000),
-    ]  # fmt: skip
-    with pytest.raises(ConfigError, match="named twice"):
-        parse_languages("en,en=5")
-    with pytest.raises(ConfigError, match="No language is named"):
-        parse_languages("")
-
-
 def test_wrong_settings(settings: PreprocessSettings) -> None:
     for changes, message in (
         ({"on_bad_row": "ignore"}, "on_bad_row is 'ignore'"),
@@ -509,12 +473,6 @@ def test_a_hub_data_set_needs_datasets(settings: PreprocessSettings, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EnvironmentProblem, match=r"hub:a/b needs the package datasets. Install megalign\[hf\]"):
         make_tasks(replace(settings, input="hub:a/b"))
-
-
-@pytest.mark.parametrize("language", ["x/y", "..", "_build", "a b", ".hidden"])
-def test_a_language_is_the_name_of_a_folder(language: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be the name of a language"):
-        parse_languages(language)
 
 
 def test_a_file_is_read_as_one_language(settings: PreprocessSettings, tmp_path: Path) -> None:
@@ -587,56 +545,6 @@ def test_repair_changes_nothing_where_it_cannot_succeed(
         tokenizer.unlink()  # the store has its own copy
         assert [problem.kind for problem in repair_store(store, workers)] == ["checksum"]
     assert contents(store) == whole
-
-
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
-    script = tmp_path / "serve.py"
-    script.write_text(
-        "import os, time\n"
-        "from megalign.corpus.preprocess.parallel import open_workers\n"
-        "if __name__ == '__main__':\n"
-        "    with open_workers(2) as workers:\n"
-        "        print(*set(workers.unordered(os.getpid, [()] * 4)), flush=True)\n"
-        "        time.sleep(60)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
-    assert started.stdout is not None
-    workers = [int(pid) for pid in started.stdout.readline().split()]
-    assert workers
-    started.kill()
-    started.wait()
-    started.stdout.close()
-    deadline = time.monotonic() + 30
-    while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_runs(pid) for pid in workers)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_workers_leave_ctrl_c_to_the_process_that_started_them() -> None:
-    with open_workers(2) as workers:
-        assert workers is not None
-        (blocked,) = workers.unordered(signal.pthread_sigmask, [(signal.SIG_BLOCK, ())])
-        assert signal.SIGINT in blocked
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        _interrupted()
-    assert time.monotonic() - begun < 30
-
-
-def _interrupted() -> None:
-    with open_workers(2) as workers:
-        assert workers is not None
-        for _ in workers.unordered(time.sleep, [(0,), (60,), (60,), (60,), (60,)]):
-            raise KeyboardInterrupt
 
 
 def test_every_row_of_a_damaged_row_group_is_lost_and_counted(settings: PreprocessSettings, tmp_path: Path) -> None:
