@@ -41,6 +41,12 @@ class _Lasting:
         return getattr(self._stream, name)
 
 
+def tell(text: str) -> None:
+    """Write a message to standard error in one go, so that those of several processes do not mix within lines."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 def outlive_reader() -> None:
     """From now on this process's output may lose its reader. What matters is also in files: metrics, logs, reports."""
     sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)  # type: ignore[assignment]

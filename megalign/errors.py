@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
+
+from megalign.console import tell
 
 
 class MegalignError(Exception):
@@ -82,7 +83,7 @@ def report_error(error: MegalignError | OSError, rank: int = 0) -> int:
         error = problem
     if rank == 0 or error.exit_code != StoppedOnRequest.exit_code:
         lines = [f"error: {error.what}", *(f"  {part}" for part in (error.why, error.fix) if part)]
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        tell("\n".join(lines))
     return error.exit_code
 
 

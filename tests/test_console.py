@@ -1,14 +1,17 @@
-"""Output whose reader has gone, in real processes."""
+"""Messages in one go, and output whose reader has gone, in real processes."""
 
 from __future__ import annotations
 
 import os
 import pty
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from megalign.errors import ConfigError
 
 PROGRAM = """
 import pathlib, sys, time
@@ -50,3 +53,23 @@ def test_without_it_the_process_ends(tmp_path: Path, terminal: bool) -> None:
     code, came_to_its_end = run(tmp_path, "", terminal)
     assert code != 0
     assert not came_to_its_end
+
+
+MESSAGE = """
+from megalign.console import outlive_reader
+from megalign.errors import ConfigError, report_error
+{call}
+raise SystemExit(report_error(ConfigError("what", "why", "fix" * 1000)))
+"""
+
+
+@pytest.mark.parametrize("call", ["", "outlive_reader()"])
+def test_a_message_is_one_write(call: str) -> None:
+    """Of a socket that keeps its messages apart; ranks that share a terminal or log would else mix within lines."""
+    reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with reader, writer:
+        done = subprocess.run([sys.executable, "-c", MESSAGE.format(call=call)], stderr=writer.fileno(), timeout=60)
+        writer.close()
+        assert done.returncode == ConfigError.exit_code
+        assert reader.recv(10_000) == f"error: what\n  why\n  {'fix' * 1000}\n".encode()
+        assert reader.recv(10_000) == b""

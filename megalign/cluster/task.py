@@ -15,7 +15,7 @@ from types import FrameType
 
 from megalign.cluster.nodes import meeting_point
 from megalign.cluster.ranks import Rank, discover
-from megalign.errors import MegalignError, StoppedOnRequest
+from megalign.errors import MegalignError, StoppedOnRequest, report_error
 
 _CACHES = {"TMPDIR": "tmp", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 
@@ -65,8 +65,7 @@ def main() -> None:
         _use_node_local()
         _join(seconds)
     except MegalignError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(error.exit_code)
+        os._exit(report_error(error))
     sys.argv = arguments
     try:
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

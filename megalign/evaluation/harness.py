@@ -29,7 +29,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from megalign.answers.trained_run import RunModel, open_run
-from megalign.errors import ConfigError, DataError, MegalignError
+from megalign.errors import ConfigError, DataError, MegalignError, report_error
 
 # lm_eval's own default.
 MAX_NEW_TOKENS = 256
@@ -272,8 +272,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except MegalignError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(report_error(error))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import FrameType, TracebackType
 import torch
 import torch.distributed as dist
 
+from megalign.console import tell
 from megalign.engine.device import DEVICE
 from megalign.errors import StoppedOnRequest
 
@@ -124,7 +124,7 @@ class StopRequest:
             return False
         except OSError as error:
             # Seen at every step for ever: heed no file any more rather than save at every step.
-            print(f"warning: {path} is not heeded, it cannot be removed: {error}", file=sys.stderr, flush=True)
+            tell(f"warning: {path} is not heeded, it cannot be removed: {error}")
             self._folder = None
             return False
         return True

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from megalign.errors import EnvironmentProblem
+from megalign.errors import EnvironmentProblem, report_error
 from megalign.files import write_json
 
 # In the order in which a step goes through them.
@@ -132,7 +132,7 @@ class Watchdog:
         alive = [rank for rank, beat in beats.items() if beat and time.time() - beat.written < 4 * self._poll_seconds]
         if self.rank == min(alive, default=self.rank):
             told = describe_hang(beats, alive, self.folder)
-            print(f"error: {told.what}\n  {told.why}\n  {told.fix}", file=sys.stderr, flush=True)
+            report_error(told)
         else:
             time.sleep(self._poll_seconds)  # let that one speak before a launcher ends it
         os._exit(EnvironmentProblem.exit_code)

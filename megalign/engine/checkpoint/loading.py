@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megalign.console import tell
 from megalign.engine.checkpoint import folder as names
 from megalign.engine.checkpoint import pickles  # noqa: F401 - Megatron reads through its restricted reader
 from megalign.engine.checkpoint.content import sharded_state, verify_moments
@@ -24,7 +24,7 @@ from megalign.errors import DataError
 def warn(text: str) -> None:
     """A line on rank 0's error stream."""
     if dist.get_rank() == 0:
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        tell(f"warning: {text}")
 
 
 def damaged_files(path: Path, files: names.Files | None = None, *, from_storage: bool = False) -> list[str]:
