@@ -29,6 +29,9 @@ NumWorkers = Annotated[
     int,
     typer.Option("--workers", help="Processes. Under mpiexec or srun, with python -m mpi4py, ranks are used instead."),
 ]
+EosToken = Annotated[
+    str | None, typer.Option("--eos-token", help="The tokenizer's end-of-text token, where it is unusual.")
+]
 OnBadRow = Annotated[str, typer.Option("--on-bad-row", help="error, skip or quarantine.")]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _command import Input, Languages, NumWorkers, OnBadRow, Output, Seed, command, progress_bars, whole
+from _command import EosToken, Input, Languages, NumWorkers, OnBadRow, Output, Seed, command, progress_bars, whole
 
 from megalign.corpus.preprocess import PreprocessSettings, open_workers, parse_languages, run
 
@@ -31,15 +31,14 @@ def preprocess(
     keep_url: Annotated[list[str], typer.Option(help="Only addresses that match one of these patterns.")] = [],  # noqa: B006
     drop_url: Annotated[list[str], typer.Option(help="No address that matches one of these patterns.")] = [],  # noqa: B006
     collection: Annotated[list[str], typer.Option(help="Only these values of the field source.")] = [],  # noqa: B006
-    unit_megabytes: Annotated[
-        float, typer.Option(help="Text per unit, the piece of work that is never redone.")
-    ] = 64.0,
+    unit_megabytes: Annotated[float, typer.Option(help="Text per unit, the work that is never redone.")] = 64.0,
+    eos_token: EosToken = None,
     archive: Annotated[Path | None, typer.Option(help="Also write a compressed copy here, for keeping.")] = None,
 ) -> None:
     """Turn text into a token store: zarr units that are memory-mapped in training."""
     settings = PreprocessSettings(
         input, str(tokenizer), parse_languages(languages), seed, valid_fraction, min_length, deduplicate, tuple(keep_url),
-        tuple(drop_url), tuple(collection), on_bad_row, max_bad_fraction, whole(unit_megabytes * 2**20, "--unit-megabytes"),
+        tuple(drop_url), tuple(collection), on_bad_row, max_bad_fraction, whole(unit_megabytes * 2**20, "--unit-megabytes"), eos_token,
     )  # fmt: skip
     with open_workers(workers) as opened:
         if opened is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _command import OnBadRow, Output, Seed, command, whole
+from _command import EosToken, OnBadRow, Output, Seed, command, whole
 
 from megalign.corpus.preprocess import PreprocessSettings, parse_languages
 from megalign.corpus.tokenizer import Tokenizer, train_tokenizer
@@ -30,9 +30,7 @@ def tokenizer(
         Path | None,
         typer.Option(help="Take this tokenizer.json, its folder or SentencePiece .model instead of training."),
     ] = None,
-    eos_token: Annotated[
-        str | None, typer.Option(help="The existing one's end-of-text token, where it is unusual.")
-    ] = None,
+    eos_token: EosToken = None,
 ) -> None:
     """Train a tokenizer, or check and copy an existing one."""
     if existing is not None:

@@ -96,7 +96,7 @@ class Tokenizer:
             raise DataError(
                 f"The tokenizer has no end-of-text token {eos_token or ', '.join(KNOWN_EOS)}.",
                 "Every document in a store ends with it.",
-                "Name it with eos_token.",
+                "Name it: eos_token, --eos-token.",
             )
         self.eos_token: str = candidates[0]
         self._special.add(self.eos_token)

@@ -130,6 +130,21 @@ def test_an_existing_tokenizer_is_taken_unchanged(corpus: Path, tmp_path: Path) 
     assert (tmp_path / "t.json").read_bytes() == (tmp_path / "hf/tokenizer.json").read_bytes()
 
 
+def test_an_unusual_end_of_text_is_named(corpus: Path, tmp_path: Path) -> None:
+    given, store = tmp_path / "t.json", tmp_path / "store"
+    tool("train_tokenizer", "--input", corpus, "--vocab-size", 300, "--output", given)
+    given.write_text(given.read_text().replace("<|endoftext|>", "<stop>"))
+    made = ("preprocess_culturax", "--input", corpus, "--languages", "de", "--tokenizer", given, "--output", store)
+    assert "Name it: eos_token, --eos-token." in tool(*made, code=3)
+    tool(*made, "--eos-token", "<stop>")
+    opened = TokenStore.open(store)
+    assert opened.vocabulary.tokenizer.eos_token == "<stop>"
+    assert "Nothing is wrong." in tool("check_store", store)
+    shutil.rmtree(next(path for path in (store / "de").iterdir()))
+    tool("check_store", store, "--repair")
+    assert TokenStore.open(store).fingerprint == opened.fingerprint
+
+
 def test_corpus_and_tools_import_neither_torch_nor_megatron() -> None:
     code = """
 import importlib, pathlib, pkgutil, sys

@@ -146,7 +146,7 @@ def _plan(settings: PreprocessSettings, tokenizer: Tokenizer, tasks: list[Task])
 def _plan_if_possible(settings: PreprocessSettings) -> dict[str, Any]:
     """The plan, or the settings alone: a finished store may outlive its input and its tokenizer's file."""
     try:
-        return _plan(settings, Tokenizer.load(Path(settings.tokenizer)), make_tasks(settings))
+        return _plan(settings, Tokenizer.load(Path(settings.tokenizer), settings.eos_token), make_tasks(settings))
     except MegalignError:
         return {"settings": _plain(settings)}
 
@@ -165,7 +165,7 @@ def _prepare(settings: PreprocessSettings, output: Path, kept_tokenizer: bool) -
     if kept_tokenizer and begun is not None:
         tokenizer = remember(Tokenizer.load(work / "tokenizer.json", begun["eos_token"]))
     else:
-        tokenizer = remember(Tokenizer.load(Path(settings.tokenizer)))
+        tokenizer = remember(Tokenizer.load(Path(settings.tokenizer), settings.eos_token))
     tasks = make_tasks(settings)
     plan = _plan(settings, tokenizer, tasks)
     if begun is not None:

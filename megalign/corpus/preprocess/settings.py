@@ -82,6 +82,7 @@ class PreprocessSettings:
         on_bad_row: "error" stops, "skip" counts, "quarantine" also writes the row to quarantine.jsonl.
         max_bad_fraction: the build fails when more of its rows are bad.
         unit_text_bytes: a unit is closed after this many bytes of text.
+        eos_token: the tokenizer's end-of-text token; None for the first of the usual ones that it has.
     """
 
     input: str
@@ -97,6 +98,7 @@ class PreprocessSettings:
     on_bad_row: str = "error"
     max_bad_fraction: float = 0.01
     unit_text_bytes: int = 64 * 2**20
+    eos_token: str | None = None
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ON_BAD_ROW:
@@ -119,7 +121,7 @@ class PreprocessSettings:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PreprocessSettings:
         """Read what `to_json` wrote."""
-        values = {f.name: content[f.name] for f in fields(cls)}
+        values = {f.name: content[f.name] for f in fields(cls) if f.name in content}  # older ones lack eos_token
         values["languages"] = tuple(LanguageBudget(**entry) for entry in content["languages"])
         for name in ("keep_urls", "drop_urls", "collections"):
             values[name] = tuple(values[name])
