@@ -270,6 +270,7 @@ def test_a_failed_translation_is_in_no_pair_of_its_language(tmp_path: Path) -> N
         (lambda: Gate(min_kept_code=2), "The gate's min_kept_code is 2"),
         (lambda: Gate(max_length_factor=1), "The gate's max_length_factor is 1"),
         (lambda: parse_named(["a=1", "a=2"]), "'a=2' cannot be read"),
+        (lambda: parse_named(["a=caf\udce9"]), "cannot be read"),
         (lambda: read_lud({"en": "x"}), "LUD is given in en"),
         (lambda: build_rows(Mix({"base": 3}), None, None), "The mix has base, and there is no data for it"),
         (lambda: Template.of("none"), "There is no template 'none'"),

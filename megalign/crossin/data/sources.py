@@ -97,8 +97,9 @@ def parse_named(given: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in given:
         name, _, value = text.partition("=")
-        if not (name and value) or name in named:
-            raise ConfigError(f"{text!r} cannot be read.", fix="Write NAME=VALUE, each name once.")
+        is_utf8 = text == text.encode(errors="replace").decode()  # a shell's other bytes are lone surrogates
+        if not (name and value and is_utf8) or name in named:
+            raise ConfigError(f"{text!r} cannot be read.", fix="Write NAME=VALUE in UTF-8, each name once.")
         named[name] = value
     return named
 
