@@ -10,6 +10,7 @@ from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
 from megalign.engine import checkpoint
+from megalign.engine.device import device_name
 from megalign.engine.engine import Engine
 from megalign.errors import DataError
 from megalign.files import read_json, write_json
@@ -117,7 +118,7 @@ def _state(folder: RunFolder, stage: str) -> dict[str, Any]:
 
 
 def _summarise(context: RunContext, wall_seconds: float, seconds: float) -> None:
-    """Write run.json: what was seen, at what cost and speed, in which layout."""
+    """Write run.json: what was seen, at what cost and speed, in which layout, on what, by which versions."""
     inputs, config, folder = context.inputs, context.config, context.folder
     samples, state = inputs.samples, _state(folder, "pretrain")
     words, _, switched = state["words_seen_covered_switched"]
@@ -150,6 +151,8 @@ def _summarise(context: RunContext, wall_seconds: float, seconds: float) -> None
             "codeswitch_rate": switched / words if words else 0.0,
             "embedding_init_std": config.model.embedding_init_std or config.model.init_std,
             "layout": config.parallel.model_dump(),
+            "device": device_name(),
+            "versions": state["checkpoint"]["versions"],
             "wall_seconds": round(before.get("wall_seconds", 0.0) + wall_seconds, 1),
             "tokens_per_second": mean_speed(folder.metrics),
         },

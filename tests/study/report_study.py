@@ -124,6 +124,8 @@ def write_run(
             "codeswitch_rate": 0.047 if method == "prealign" else 0.0,
             "embedding_init_std": 0.02 if method == "prealign" else 0.1,
             "layout": {"tensor": 1, "pipeline": 1, "data": 1},
+            "device": "NVIDIA H100",
+            "versions": {"megalign": "0.1.0", "torch": f"2.{13 + seed}.0"},
         }
         (run / "run.json").write_text(json.dumps(record))
     return run

@@ -206,9 +206,11 @@ def test_all_the_tables_are_there(tmp_path: Path) -> None:
         "988,928",
         "0.1",
         "1 process",
+        "NVIDIA H100",
         "6,120",
         "1 min 15 s",
     ]
+    assert "Made with megalign 0.1.0, torch 2.13.0; or with megalign 0.1.0, torch 2.14.0." in page.text
     assert ["data.sources", '["en", "en-clone"]'] in page.tables["Settings"]
     published = page.tables["English and En-Clone, as printed (CLKA and ZS-CLT in %)"]
     assert ["PreAlign", "15.9", "16.5", "80.1", "79.3", "90.3"] in published
@@ -236,7 +238,9 @@ def test_what_comes_from_files_is_text_and_never_markup(tmp_path: Path) -> None:
         with (run / "metrics.jsonl").open("a") as stream:
             stream.writelines(json.dumps({"stage": EVIL, "step": step, "loss": 1.0}) + "\n" for step in range(3))
         record = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps({**record, "layout": {EVIL: EVIL}}))
+        (run / "run.json").write_text(
+            json.dumps({**record, "layout": {EVIL: EVIL}, "device": EVIL, "versions": {EVIL: EVIL}})
+        )
         write_run(tmp_path, method["name"], 1, status=EVIL)
     report = build_report(tmp_path)
     page = page_of(report)

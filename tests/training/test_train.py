@@ -18,6 +18,7 @@ from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
 from megalign.engine import checkpoint
+from megalign.engine.device import device_name
 from megalign.engine.engine import Engine, StepResult
 from megalign.engine.model import unwrapped
 from megalign.errors import ConfigError, DataError, StoppedOnRequest
@@ -158,6 +159,8 @@ def test_the_summary_says_what_was_seen(files: Path, uninterrupted: Path) -> Non
         inputs.samples.sample(number)
     assert summary["codeswitch_rate"] == inputs.samples.counts.rate > 0.1
     assert summary["status"] == "trained"
+    assert summary["device"] == device_name()
+    assert summary["versions"]["torch"] == torch.__version__
     assert summary["tokens_per_second"] > 0
 
 

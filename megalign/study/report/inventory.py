@@ -47,13 +47,14 @@ def reading_table(report: Report) -> Table:
 
 
 def making_table(report: Report) -> Table | None:
-    """One row per run that said how it was made: size, initial weights, layout, speed; None before any did."""
+    """One row per run that said how it was made: size, initial weights, layout, device, speed; None before any did."""
     columns = (
         Column("Method", text=True),
         Column("seed"),
         Column("parameters"),
         Column("initial std of embeddings"),
         Column("layout", text=True),
+        Column("device", text=True),
         Column("tokens/s"),
         Column("wall time"),
     )
@@ -63,6 +64,7 @@ def making_table(report: Report) -> Table | None:
             _count(record.parameters),
             Cell(NOTHING if record.embedding_init_std is None else f"{record.embedding_init_std:g}"),
             Cell(_layout(record.layout) or NOTHING),
+            Cell(record.device or NOTHING),
             _fixed(record.tokens_per_second, 0),
             Cell(NOTHING if record.wall_seconds is None else _duration(record.wall_seconds)),
         )
@@ -71,8 +73,15 @@ def making_table(report: Report) -> Table | None:
     )
     if not rows:
         return None
-    footnote = "Speed and time depend on the machine and on what else ran on it."
-    return Table("How every run was made", columns, rows, footnote)
+    footnote = f"Speed and time depend on the machine and on what else ran on it. {_made_with(report)}"
+    return Table("How every run was made", columns, rows, footnote.strip())
+
+
+def _made_with(report: Report) -> str:
+    """The programs' versions, all of them where runs were made with different ones."""
+    versions = [run.record.versions for run in report.runs if run.record and run.record.versions]
+    sets = dict.fromkeys(", ".join(f"{name} {version}" for name, version in made.items()) for made in versions)
+    return f"Made with {'; or with '.join(sets)}." if sets else ""
 
 
 def seeds_table(report: Report) -> Table | None:

@@ -94,6 +94,8 @@ class Record:
     codeswitch_rate: float | None = None
     embedding_init_std: float | None = None
     layout: dict[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
