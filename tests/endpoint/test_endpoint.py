@@ -29,7 +29,7 @@ def question(text: str = "?", check: Callable[[str], Any] = str, name: str = "q"
 
 
 def test_answers_come_back_in_order_and_equal_questions_are_asked_once(tmp_path: Path) -> None:
-    with chat_server(lambda body, _: Reply(body["messages"][0]["content"].upper(), delay_seconds=0.02)) as server:
+    with chat_server(lambda body, _: Reply(body["messages"][0]["content"].upper(), delay_seconds=0.5)) as server:
         texts = ["a", "b", "a", "c"]
         answers = client(server.url, num_parallel=3).ask_all([question(text) for text in texts], Cache(tmp_path / "c"))
     assert answers == ["A", "B", "A", "C"]
@@ -51,14 +51,14 @@ def test_answers_come_back_in_order_and_equal_questions_are_asked_once(tmp_path:
         Reply(body=b'{"choices": [{"message": {"content": null}}]}'),
         Reply(text="half an ans", finish_reason="length"),
         Reply(text="good", missing_bytes=5),
-        Reply(text="late", delay_seconds=3.0),
-        Reply(text="drip" * 200, drip_seconds=0.02),
+        Reply(text="late", delay_seconds=8.0),
+        Reply(text="drip" * 200, drip_seconds=0.04),
     ],
     ids=lambda reply: f"{reply.status} {reply.body!r:.20} {reply.finish_reason} {reply.delay_seconds}",
 )
 def test_a_failure_that_passes_is_tried_again(bad: Reply, tmp_path: Path) -> None:
     # Long enough for a good answer on a busy machine, too short for a slow one.
-    patience_seconds = 2.0 if bad.delay_seconds or bad.drip_seconds else 60.0
+    patience_seconds = 5.0 if bad.delay_seconds or bad.drip_seconds else 60.0
     with chat_server(lambda _, before: bad if before == 0 else Reply("good")) as server:
         answers = client(server.url, timeout_seconds=patience_seconds).ask_all([question()], Cache(tmp_path / "c"))
     assert answers == ["good"]

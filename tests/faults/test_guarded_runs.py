@@ -167,7 +167,7 @@ def stop_in_step_three() -> None:
 
 def test_a_sleeping_rank_is_named_with_the_line_it_sleeps_in(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    config = write_run(data, folder, train__steps=6, guards__hang_seconds=3.0, **TWO)
+    config = write_run(data, folder, train__steps=6, guards__hang_seconds=6.0, **TWO)
     with Workers(["train", str(config)], tmp_path / "log", world_size=2, fault=sleep_in_step_three) as workers:
         assert workers.wait() == [4, 4], workers.output
     assert "error: The run hangs: rank 1 on " in workers.output
@@ -183,7 +183,7 @@ def test_a_sleeping_rank_is_named_with_the_line_it_sleeps_in(data: Path, tmp_pat
 
 def test_a_rank_that_does_not_answer_is_named(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    config = write_run(data, folder, train__steps=6, guards__hang_seconds=3.0, **TWO)
+    config = write_run(data, folder, train__steps=6, guards__hang_seconds=6.0, **TWO)
     with Workers(["train", str(config)], tmp_path / "log", world_size=2, fault=stop_in_step_three) as workers:
         workers.processes[0].join(60)
         assert workers.processes[0].exitcode == 4, workers.output

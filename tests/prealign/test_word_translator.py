@@ -74,7 +74,7 @@ def test_words_are_asked_for_together_and_once(tmp_path: Path) -> None:
         Reply(text='{"bank": ["a word that goes on and on"]}'),
         Reply(text='{"bank": ["' + "x" * 61 + '"]}'),
         Reply(text='{"bank": ["Uf', finish_reason="length"),
-        Reply(text='{"bank": ["spät"]}', delay_seconds=3.0),
+        Reply(text='{"bank": ["spät"]}', delay_seconds=8.0),
     ],
     ids=lambda reply: f"{reply.status} {reply.text or reply.body!r:.32}",
 )
@@ -82,7 +82,7 @@ def test_a_bad_answer_is_asked_for_again(bad: Reply, tmp_path: Path) -> None:
     failures: dict[str, str] = {}
     good = Reply('```json\n{"bank": ["Ufer", "die  Bank", "Ufer"]}\n```')
     with chat_server(lambda _, before: bad if before == 0 else good) as server:
-        words = translator(server.url, tmp_path / "c", timeout_seconds=2.0 if bad.delay_seconds else 60.0)
+        words = translator(server.url, tmp_path / "c", timeout_seconds=5.0 if bad.delay_seconds else 60.0)
         found = words.translate(["bank"], DE, failures.__setitem__)
     assert found == {"bank": ("Ufer", "die Bank")}
     assert len(server.requests) == 2

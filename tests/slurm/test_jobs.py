@@ -240,9 +240,9 @@ def test_a_process_that_does_not_come_is_named(slurm: MiniSlurm, tmp_path: Path)
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\n[ "$SLURM_NODEID" = 1 ] && exec sleep 60\nexec {site().python} "$@"\n')
     python.chmod(0o755)
-    profile = site(python=str(python), preflight_seconds=8, exit_grace_seconds=2)
+    profile = site(python=str(python), preflight_seconds=15, exit_grace_seconds=2)
     (job,) = submit_steps(run, probe(run, "train", "ranks", processes=4), profile=profile)
     assert slurm.ended(job.number, 90)["JobState"] == "FAILED"
     _, node = expand(slurm.job(job.number)["NodeList"])
-    assert f"error: 2 of 4 processes did not come within 8 s: rank 2 on {node}, rank 3 on {node}." in log(run, "train")
+    assert f"error: 2 of 4 processes did not come within 15 s: rank 2 on {node}, rank 3 on {node}." in log(run, "train")
     assert attempts(run, "train") == 0
