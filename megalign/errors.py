@@ -60,6 +60,12 @@ class StoppedOnRequest(MegalignError):
     exit_code = 75
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, without a full stop; its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
 _SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RIGHTS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _PATH = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})

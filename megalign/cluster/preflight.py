@@ -17,9 +17,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from megalign import __version__
+from megalign.cluster.network import use_interface_to
 from megalign.cluster.nodes import hosts_of_ranks
 from megalign.cluster.ranks import Rank
-from megalign.errors import EnvironmentProblem
+from megalign.errors import EnvironmentProblem, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -94,7 +95,7 @@ def preflight(
 
     verdict = _decide(store, rank, "met", met, 2 * seconds)
     reports = [RankReport(**report) for report in verdict["reports"]]
-    total = _all_reduce(store, rank, seconds)
+    total = _all_reduce(store, rank, address, seconds)
     if total is not None:
         store.set(f"reduced/{rank.rank}", str(total))
 
@@ -137,20 +138,16 @@ def _open_store(rank: Rank, address: str, port: int, seconds: float) -> Store:
     except (RuntimeError, OSError) as error:
         if rank.rank == 0:
             raise EnvironmentProblem(
-                f"Rank 0 on {socket.gethostname()} cannot listen on port {port}: {_first_line(error)}.",
+                f"Rank 0 on {socket.gethostname()} cannot listen on port {port}: {first_line(error)}.",
                 "The processes of the job meet there.",
                 "Start the job again, or set MASTER_PORT to a free port.",
             ) from None
         raise EnvironmentProblem(
             f"Rank {rank.rank} on {socket.gethostname()} did not reach rank 0 at {address}:{port} within {seconds:g} s: "
-            f"{_first_line(error)}.",
+            f"{first_line(error)}.",
             "Rank 0 did not start, or its host cannot be reached from here.",
             "Look for rank 0 in this log; set MASTER_ADDR to an address that all hosts reach.",
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 def _wait(store: Store, keys: Sequence[str], seconds: float) -> list[int]:
@@ -210,7 +207,7 @@ def _differing(reports: list[dict[str, Any]]) -> dict[str, list[str]] | None:
     return None
 
 
-def _all_reduce(store: Store, rank: Rank, seconds: float) -> float | None:
+def _all_reduce(store: Store, rank: Rank, address: str, seconds: float) -> float | None:
     """1 + 2 + ... over all ranks, through the backend that training uses; None: not within `seconds`."""
     import torch
     import torch.distributed as dist
@@ -219,6 +216,8 @@ def _all_reduce(store: Store, rank: Rank, seconds: float) -> float | None:
     device = torch.device("cuda", rank.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+    else:
+        use_interface_to(address)
     store.set(f"entered/{rank.rank}", "1")
     value = torch.full((1,), float(rank.rank + 1), device=device)
     try:
@@ -239,7 +238,7 @@ def _all_reduce(store: Store, rank: Rank, seconds: float) -> float | None:
             work.wait()
         total = float(value.item())
     except RuntimeError as error:  # a deadline, or a connection that broke; rank 0 tells whose
-        print(f"preflight: rank {rank.rank}: {_first_line(error)}", flush=True)
+        print(f"preflight: rank {rank.rank}: {first_line(error)}", flush=True)
         return None
     dist.destroy_process_group()
     return total

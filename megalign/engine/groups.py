@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from megalign.cluster.network import use_interface_to
 from megalign.config.layout import Layout
 from megalign.engine.device import BACKEND, DEVICE
 from megalign.engine.host_memory import keep_freed_memory
 from megalign.engine.mcore import model_parallel_cuda_manual_seed, parallel_state
+from megalign.errors import EnvironmentProblem, first_line
 
 
 def start(layout: Layout, *, rank: int, world_size: int, local_rank: int, init_method: str) -> None:
@@ -25,16 +29,16 @@ def start(layout: Layout, *, rank: int, world_size: int, local_rank: int, init_m
 
     Raises:
         ConfigError: `world_size` is not the layout's.
+        EnvironmentProblem: the processes do not find each other.
     """
     layout.check_world_size(world_size)
     if DEVICE.type == "cuda":
         torch.cuda.set_device(local_rank)
     else:
         keep_freed_memory()
+        use_interface_to(urlsplit(init_method).hostname or "localhost")
     if not dist.is_initialized():
-        dist.init_process_group(
-            BACKEND, init_method=init_method, rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
-        )
+        _meet(rank, world_size, init_method)
     p = layout.parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=p.tensor,
@@ -43,6 +47,21 @@ def start(layout: Layout, *, rank: int, world_size: int, local_rank: int, init_m
         context_parallel_size=p.context,
         create_gloo_process_groups=False,
     )
+
+
+def _meet(rank: int, world_size: int, init_method: str) -> None:
+    try:
+        dist.init_process_group(
+            BACKEND, init_method=init_method, rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"Rank {rank} on {socket.gethostname()} could not join the other processes at {init_method}: "
+            f"{first_line(error)}.",
+            "All of them must reach rank 0 there, and each other.",
+            "Look at the other ranks' errors and at the network; set MASTER_ADDR to an address of rank 0's host that all "
+            "reach, MASTER_PORT to a free port, and GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs) to the interface.",
+        ) from error
 
 
 def seed_dropout(seed: int, step: int) -> None:
