@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,6 +13,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+
+from megalign.cluster.nodes import FIRST_PORT, NUM_PORTS
+from megalign.errors import EnvironmentProblem
 
 # How long the others may go on by themselves after one left on a request to stop, or failed; then after SIGTERM.
 STOP_GRACE_SECONDS = 60.0
@@ -23,10 +27,24 @@ _OF_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that was free a moment ago.
+
+    It is none that the system gives to outgoing connections: one of those may be taken before rank 0 has started.
+
+    Raises:
+        EnvironmentProblem: none was found.
+    """
+    choice = random.SystemRandom()
+    for _ in range(1000):
+        port = choice.randrange(FIRST_PORT, FIRST_PORT + NUM_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise EnvironmentProblem(
+        f"There is no free port from {FIRST_PORT} on at 127.0.0.1.",
+        "The processes of a run meet at one.",
+        "Look at what listens there, or at what forbids it.",
+    )
 
 
 def process_environment(rank: int, world_size: int, port: int, threads: int) -> dict[str, str]:

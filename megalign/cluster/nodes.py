@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from megalign.errors import EnvironmentProblem
 
 # Below the ports that Linux gives to outgoing connections; two for each job: torch.distributed's, and the preflight's.
-_FIRST_PORT, _NUM_PORTS = 10_000, 20_000
+FIRST_PORT, NUM_PORTS = 10_000, 20_000
 _PART = re.compile(r"([^\[\],]*)\[([\d,-]+)\]|([^\[\],]+)")
 
 
@@ -95,7 +95,7 @@ def meeting_port(environment: Mapping[str, str]) -> int:
     restart = int(environment.get("SLURM_RESTART_COUNT") or 0)
     step = environment.get("SLURM_STEP_ID", "0")
     mixed = job * 131 + restart * 17 + (int(step) if step.isdigit() else 0)
-    return _FIRST_PORT + 2 * (mixed % (_NUM_PORTS // 2))
+    return FIRST_PORT + 2 * (mixed % (NUM_PORTS // 2))
 
 
 def meeting_point(environment: Mapping[str, str]) -> tuple[str, str] | None:

@@ -15,6 +15,8 @@ import pytest
 
 from megalign.cluster import local
 from megalign.cluster.local import ForwardSignals, LocalProcesses, free_port, process_environment, run_locally
+from megalign.cluster.nodes import FIRST_PORT, NUM_PORTS
+from megalign.errors import EnvironmentProblem
 
 # What the processes run. `mark` tells the test that a process has come so far.
 MODULE = """
@@ -119,7 +121,17 @@ def test_the_environment_of_a_process_extends_ours(monkeypatch: pytest.MonkeyPat
 
 def test_a_free_port_can_be_listened_on() -> None:
     with socket.socket() as server:
-        server.bind(("127.0.0.1", free_port()))
+        port = free_port()
+        server.bind(("127.0.0.1", port))
+        assert FIRST_PORT <= port < FIRST_PORT + NUM_PORTS
+
+
+def test_no_free_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(local, "FIRST_PORT", taken.getsockname()[1])
+        monkeypatch.setattr(local, "NUM_PORTS", 1)
+        with pytest.raises(EnvironmentProblem, match="no free port"):
+            free_port()
 
 
 def test_the_log_has_the_output_of_all_and_is_appended(tmp_path: Path) -> None:
