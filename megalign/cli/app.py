@@ -20,6 +20,7 @@ from megalign.cli.inference import nli
 from megalign.cli.jobs import cancel, logs, status
 from megalign.cli.plan import plan
 from megalign.cli.scaling import scaling_app
+from megalign.cli.settings import settings
 from megalign.cli.submit import submit
 from megalign.console import outlive_reader
 from megalign.errors import MegalignError, report_error
@@ -47,6 +48,7 @@ app.command("import")(import_)
 app.command("lm-eval")(lm_eval)
 app.command("nli")(nli)
 app.command()(plan)
+app.command()(settings)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace those of the file, as section.key=value.")
@@ -64,7 +66,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @study_app.command("run")
 def study_run(
-    config: Annotated[Path, typer.Argument(help="The study, e.g. examples/enclone/demo.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(help="The study, e.g. examples/enclone/demo.yaml; keys: `megalign settings study`.")
+    ],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder in which the study gets a folder of its own.")] = Path("runs"),
 ) -> None:
@@ -131,7 +135,7 @@ def _run(kind: str, config: Path, overrides: list[str] | None, threads: int) -> 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A run's YAML file, e.g. the config.yaml of a run's folder.")],
+    config: Annotated[Path, typer.Argument(help="A run's YAML file, as `megalign settings run` prints one.")],
     overrides: Overrides = None,
     threads: Threads = 1,
     dry_run: Annotated[

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 def submit(
     config: Annotated[Path, typer.Argument(help="A study's or a run's YAML file.")],
-    profile: Annotated[Path, typer.Option(help="The site's YAML file, e.g. slurm/profiles/gpu_cluster.yaml.")],
+    profile: Annotated[
+        Path,
+        typer.Option(
+            help="The site's YAML file, e.g. slurm/profiles/gpu_cluster.yaml; keys: `megalign settings site`."
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

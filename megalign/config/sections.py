@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -118,6 +118,17 @@ class OptimizerConfig(Section):
     clip_grad: float = Field(1.0, ge=0, description="Gradient norm is clipped to this; 0: never.")
 
 
+class InjectOptimizerConfig(OptimizerConfig):
+    """AdamW and its schedule, as the injection has them where nothing else is set."""
+
+    lr: float = Field(5e-4, gt=0, description="Peak learning rate.")
+    min_lr_ratio: Fraction = Field(0.0, description="Learning rate at the end, as a share of the peak.")
+    warmup_fraction: Fraction = Field(0.1, description="Share of the steps with linear warm-up.")
+    decay: Literal["cosine", "linear", "constant", "trapezoid"] = Field(
+        "trapezoid", description="Shape after warm-up; trapezoid is constant, then linear over the last half."
+    )
+
+
 class InjectConfig(Section):
     """Alignment injection (PreAlign section 3.1): contrastive loss on words plus LM loss."""
 
@@ -150,8 +161,8 @@ class InjectConfig(Section):
         None, description="End the injection when retrieval@1 is this high at every level; unset: after inject.steps."
     )
     stop_patience: Positive = Field(2, description="Measurements in a row that must reach stop_at_retrieval.")
-    optimizer: OptimizerConfig = Field(
-        default_factory=lambda: OptimizerConfig(lr=5e-4, warmup_fraction=0.1, decay="trapezoid", min_lr_ratio=0.0),
+    optimizer: InjectOptimizerConfig = Field(
+        default_factory=InjectOptimizerConfig,
         description="Optimizer of the injection; pretraining starts with a fresh one.",
     )
 
@@ -343,8 +354,3 @@ class EvaluateConfig(Section):
     )
     mixed_script_tokens: Positive = Field(32, description="Tokens drawn for each of them.")
     mixed_script_prompt_tokens: Positive = Field(16, description="Tokens of held-out text before them.")
-
-
-def describe(section: type[BaseModel]) -> dict[str, Any]:
-    """Field name -> description, for help texts."""
-    return {name: field.description for name, field in section.model_fields.items()}

@@ -46,6 +46,7 @@ COMMANDS = [
     ("scaling",),
     ("scaling", "ladder"),
     ("scaling", "fit"),
+    ("settings",),
     ("doctor",),
 ]
 

@@ -18,8 +18,7 @@ from megalign.config import (
     validate,
 )
 from megalign.config.layout import Coordinates, Layout
-from megalign.config.load import _section_of
-from megalign.config.sections import describe
+from megalign.config.sections import InjectConfig
 from megalign.errors import (
     ConfigError,
     DataError,
@@ -213,21 +212,6 @@ def test_exit_codes_mean_something_to_a_launcher() -> None:
     assert str(DataError("What.", fix="Fix.")) == "What. Fix."
 
 
-def sections_of(kind: Any) -> set[Any]:
-    inner = [_section_of(field.annotation) for field in kind.model_fields.values()]
-    return {kind}.union(*(sections_of(section) for section in inner if section is not None))
-
-
-def test_every_field_has_a_sentence() -> None:
-    sections = sections_of(StudyConfig) | sections_of(RunConfig)
-    assert len(sections) == 28
-    for section in sections:
-        for name, text in describe(section).items():
-            if _section_of(section.model_fields[name].annotation) is None:
-                assert text
-                assert text.endswith("."), f"{section.__name__}.{name}: {text!r}"
-
-
 TINY = ModelConfig.model_validate({**model_preset("tiny"), "num_layers": 4})
 
 
@@ -363,3 +347,9 @@ def test_another_number_of_processes_is_refused() -> None:
         "3 processes were started for a layout of 4 (tensor 2 x context 1 x data 2 x pipeline 1). "
         "Start 4 processes, or change parallel.data."
     )
+
+
+def test_one_setting_of_the_injections_optimizer_leaves_its_others() -> None:
+    default, changed = InjectConfig().optimizer, InjectConfig.model_validate({"optimizer": {"lr": 1e-3}}).optimizer
+    assert (default.lr, default.warmup_fraction, default.decay, default.min_lr_ratio) == (5e-4, 0.1, "trapezoid", 0.0)
+    assert changed.model_dump() == default.model_dump() | {"lr": 1e-3}
