@@ -17,6 +17,7 @@ from megalign.cluster.nodes import meeting_point
 from megalign.cluster.ranks import Rank, discover
 from megalign.errors import MegalignError, StoppedOnRequest, report_error
 
+_REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _CACHES = {"TMPDIR": "tmp", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 
 
@@ -55,7 +56,7 @@ def _join(seconds: float) -> None:
 
 def main() -> None:
     """Entry point of the process."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _REQUESTS:
         signal.signal(number, _leave)
     arguments = sys.argv[1:]
     seconds = 0.0
@@ -72,6 +73,10 @@ def main() -> None:
     except SystemExit as left:
         if left.code:
             raise
+    finally:
+        # Python's shutdown takes handlers away: a second request would then replace the exit code by its own.
+        for number in _REQUESTS:
+            signal.signal(number, signal.SIG_IGN)
     if os.environ.get("MEGALIGN_FINISHED") and os.environ.get("SLURM_PROCID", "0") == "0":
         Path(os.environ["MEGALIGN_FINISHED"]).touch()
 

@@ -46,6 +46,7 @@ def test_a_plain_requeue_by_slurm_saves_too(slurm: MiniSlurm, tmp_path: Path) ->
     requeued(slurm, job.number)
     assert slurm.ended(job.number, 60)["JobState"] == "COMPLETED"
     assert events(run, "train") == ["begin", "stopped", "begin", "done"]
+    assert (run / "train" / "checkpoints" / "pretrain" / "latest").exists(), "saved before it left"
     lines = [line.split() for line in (run / "train" / "attempts").read_text().splitlines()]
     assert sorted(lines) == [
         [job.number, restart, str(rank), lines_node(lines, rank, restart)] for restart in "01" for rank in range(4)
