@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from megalign.errors import ConfigError, DataError
+from megalign.errors import ConfigError, DataError, EnvironmentProblem
 
 
 def fsync_directory(folder: Path) -> None:
@@ -48,6 +48,28 @@ def lock(stream: IO[Any]) -> bool:
     except OSError:
         return True
     return True
+
+
+@contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Hold the folder of the lock file `path` for this process until the block ends.
+
+    Raises:
+        EnvironmentProblem: another process holds it.
+    """
+    with path.open("ab") as stream:
+        if not lock(stream):
+            raise EnvironmentProblem(
+                f"Another process works in {path.parent}.",
+                "Both would write the same files.",
+                "Wait for it, or stop it: the same command then goes on.",
+            )
+        yield
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written; a shell's bytes that are no UTF-8 come as lone surrogates."""
+    return text == text.encode(errors="replace").decode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -89,6 +111,18 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not JSON: {error}.", "It may be half-written or damaged.") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that is an object.
+
+    Raises:
+        DataError: the file is missing, not JSON, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no JSON object.", "It was changed by hand or damaged.")
+    return content
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""Names on the Hugging Face Hub without the network."""
+"""Models of transformers: names on the Hub without the network, and what is wrong with files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from megalign.errors import DataError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -36,3 +38,72 @@ def local_model(name_or_path: str) -> str:
         "Models are read from local files unless a download is allowed.",
         "Correct the path, or allow the download.",
     )
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What transformers raises for files that are damaged, or are no model."""
+    known = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+    try:
+        from safetensors import SafetensorError
+    except ImportError:
+        return known
+    return (*known, SafetensorError)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def require_all_weights(name: str, loading: Mapping[str, Any]) -> None:
+    """Refuse a model whose files lack weights: transformers draws those at random and goes on.
+
+    Args:
+        name: of the model, for the message.
+        loading: what `from_pretrained` tells with `output_loading_info`.
+
+    Raises:
+        DataError: weights are missing.
+    """
+    if missing := sorted(loading["missing_keys"]):
+        raise DataError(
+            f"{name} lacks {len(missing)} of the model's weights, such as {missing[0]}.",
+            "They would be drawn at random, and no answer would mean anything.",
+            "Name the folder of a whole causal language model.",
+        )
+
+
+def require_known_ids(name: str, ids: Sequence[int], num_embeddings: int) -> None:
+    """Refuse ids for which a model has no embedding.
+
+    Raises:
+        DataError: there is one.
+    """
+    if ids and max(ids) >= num_embeddings:
+        raise DataError(
+            f"The tokenizer of {name} gives the id {max(ids)}, and the model has {num_embeddings} embeddings.",
+            "The two do not belong together.",
+            "Restore the model's own tokenizer, or resize the model's embeddings.",
+        )
+
+
+def num_embeddings(model: Any) -> int:
+    """Ids that a model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def chat_text(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, answer_next: bool) -> str:
+    """Turns in a tokenizer's chat template, with `answer_next` up to where the answer starts.
+
+    Raises:
+        ConfigError: the template cannot be filled in.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next))
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"The tokenizer's chat template cannot be filled in: {first_line(error)}",
+            fix="Mend the template, or ask without it.",
+        ) from None

@@ -14,7 +14,16 @@ from megalign.answers.fingerprint import weights_fingerprint
 from megalign.answers.model import AnswerModel, ScoredInput
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.files import read_json
-from megalign.hub import ADAPTER_CONFIG, local_model
+from megalign.hub import (
+    ADAPTER_CONFIG,
+    chat_text,
+    first_line,
+    local_model,
+    num_embeddings,
+    require_all_weights,
+    require_known_ids,
+    unreadable,
+)
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -45,8 +54,11 @@ class HuggingFaceModel(AnswerModel):
         if named is None:
             named = tokenizer.eos_token_id
         self._eos = [] if named is None else [named] if isinstance(named, int) else list(named)
+        self._num_embeddings = num_embeddings(model)
+        # Padding is masked, so that any id will do; a padding token may have been added to the tokenizer alone.
+        pads = (one for one in (tokenizer.pad_token_id, *self._eos) if one is not None)
+        pad = next((one for one in pads if one < self._num_embeddings), 0)
         # In place of the model's own, whose penalties would enter: `generate` takes what is unset from there.
-        pad = next((one for one in (tokenizer.pad_token_id, *self._eos) if one is not None), 0)
         model.generation_config = GenerationConfig(
             do_sample=False, num_beams=1, eos_token_id=self._eos or None, pad_token_id=pad
         )
@@ -63,20 +75,25 @@ class HuggingFaceModel(AnswerModel):
         """The prompt as a user's turn in the model's chat template, up to where the answer starts.
 
         Raises:
-            ConfigError: the model has no chat template.
+            ConfigError: the model has no chat template, or one that cannot be filled in.
         """
         if not self.tokenizer.chat_template:
             return super().chat_prompt(prompt, system)
         turns = [{"role": "user", "content": prompt}]
         if system is not None:
             turns.insert(0, {"role": "system", "content": system})
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return chat_text(self.tokenizer, turns, answer_next=True)
 
     def _encode(self, text: str) -> list[int]:
         # A chat template has written the start token already.
         start = self.tokenizer.bos_token
         special = not (start and text.startswith(start))
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        end = self.tokenizer.eos_token
+        if special and end and ids[-1:] == [self.tokenizer.eos_token_id] and not text.endswith(end):
+            ids.pop()  # some tokenizers close every text; here it goes on
+        require_known_ids(self.name, ids, self._num_embeddings)
+        return ids
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -91,13 +108,22 @@ class HuggingFaceModel(AnswerModel):
         width = ids.size(1)
         criteria = [partial(self._stopped, width, stop)] if stop else []
         output = self.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, stopping_criteria=criteria
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            stopping_criteria=criteria,
+            logits_processor=[self._numbers],
         )
         return [self._until_eos(row) for row in output[:, width:].tolist()]
 
     def _stopped(self, width: int, stop: Sequence[str], ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         ended = [self.ends_with_stop(row, stop) for row in ids[:, width:].tolist()]
         return torch.tensor(ended, device=ids.device)
+
+    def _numbers(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if bool(scores.isnan().any()):
+            raise self.no_number()
+        return scores
 
     def _until_eos(self, ids: list[int]) -> list[int]:
         ends = [at for at, token in enumerate(ids) if token in self._eos]
@@ -144,7 +170,7 @@ def open_huggingface(
 
     Raises:
         ConfigError: an unknown dtype or device.
-        DataError: it is not there, is no causal model, has no safetensors, or needs code of its own.
+        DataError: it is not there, is no causal model, has no safetensors, lacks weights, or needs code of its own.
         EnvironmentProblem: transformers or peft is not installed.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -157,16 +183,17 @@ def open_huggingface(
     base = named if allow_download else local_model(named)
     options = {"local_files_only": not allow_download, "trust_remote_code": False}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype or "auto", use_safetensors=True, **options
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
         )
+        require_all_weights(named, loading)
         own = adapter and any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(path) if own else base, **options)
         if adapter:
             model = _library("peft").PeftModel.from_pretrained(model, str(path), **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except unreadable() as error:
         raise DataError(
-            f"{name_or_path} cannot be opened as a causal language model: {_first_line(error)}",
+            f"{name_or_path} cannot be opened as a causal language model: {first_line(error)}",
             "Models are read from local files with safetensors weights; code that comes with a model is never run.",
             "Correct the path, or convert the weights to safetensors.",
         ) from error
@@ -174,11 +201,16 @@ def open_huggingface(
     return HuggingFaceModel(
         model.to(where),
         tokenizer,
-        name=Path(name_or_path).name,
+        name=_name_of(Path(name_or_path)),
         fingerprint=_fingerprint(parts, model.config),
         batch_size=batch_size,
         truncate=truncate,
     )
+
+
+def _name_of(path: Path) -> str:
+    """The last part of a path or name; of "." and "..", that of the folder they stand for."""
+    return path.resolve().name if path.name in ("", "..") else path.name
 
 
 def _base_of(path: Path) -> str:
@@ -206,7 +238,7 @@ def _device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {name} cannot be used: {_first_line(error)}", fix="Leave it unset for what there is."
+            f"device {name} cannot be used: {first_line(error)}", fix="Leave it unset for what there is."
         ) from None
     return device
 
@@ -218,10 +250,6 @@ def _library(name: str) -> Any:
         raise EnvironmentProblem(
             f"{name} cannot be imported: {error}.", "It reads Hugging Face models.", "pip install megalign[hf]"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def _fingerprint(folders: list[Path], config: Any) -> str:

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from megalign.answers.model import AnswerModel, OptionScores
+from megalign.answers.model import AnswerModel, OptionScores, PromptProblem
 from megalign.errors import ConfigError, DataError
-from megalign.files import lock, make_folder, read_json, write_json
+from megalign.files import is_utf8, lock, make_folder, read_json, write_json
 
 Progress = Callable[[int, int], None]
 
@@ -119,8 +119,8 @@ def answer_items(
 ) -> int:
     """Answer the items that `path` has no row of, appending rows `{id, input, res, ...}`.
 
-    A row is written whole: the part of one that a kill left at the end is dropped. Run again with the same arguments to
-    continue; the result is the same file as without the stop.
+    What a kill left of a write is dropped, as the last digits of likelihoods change with what is computed together. Run
+    again with the same arguments to continue; the result is the same file as without the stop.
 
     Args:
         model: answers.
@@ -134,8 +134,9 @@ def answer_items(
         the number of items answered now.
 
     Raises:
-        ConfigError: an item has no options to choose from, two have one id; the file was begun with other settings.
-        DataError: the file is damaged, has rows of other items, or is being written by another process.
+        ConfigError: an item has no options to choose from, is no UTF-8, two have one id; the file was begun with other settings.
+        DataError: the file is damaged, has rows of other items, or is being written by another process; the model cannot
+            answer an item.
     """
     _check_items(items, how)
     wanted = {"model": model.name, "fingerprint": model.fingerprint, "dtype": model.dtype, **how.settings()}
@@ -143,17 +144,14 @@ def answer_items(
     make_folder(path.parent)
     with _locked(path) as stream:
         _agree_on_settings(path, stream, wanted)
-        done = _rows_there(path, stream, items)
-        todo = [item for item in items if item.id not in done]
         size, synced = model.batch_size * BATCHES_PER_WRITE, time.monotonic()
+        done = _rows_there(path, stream, items, size)
+        todo = [item for item in items if item.id not in done]
         if progress:
             progress(len(done), len(items))
         for start in range(0, len(todo), size):
             chosen = todo[start : start + size]
-            rows = how.answer(model, chosen)
-            for item, row in zip(chosen, rows, strict=True):
-                content = {"id": item.id, "input": item.prompt, **row, **item.copied}
-                stream.write(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE))
+            stream.write(b"".join(_answered(model, chosen, how, path)))
             stream.flush()
             if time.monotonic() - synced > SYNC_SECONDS:
                 os.fsync(stream.fileno())
@@ -164,12 +162,29 @@ def answer_items(
     return len(todo)
 
 
+def _answered(model: AnswerModel, items: Sequence[Item], how: Greedy | Choice, path: Path) -> Iterator[bytes]:
+    """Lines of the file."""
+    try:
+        rows = how.answer(model, items)
+    except PromptProblem as error:
+        raise DataError(
+            f"{path}: the prompt of item {items[error.number].id!r} {error.said}", error.why, error.fix
+        ) from None
+    for item, row in zip(items, rows, strict=True):
+        content = {"id": item.id, "input": item.prompt, **row, **item.copied}
+        yield orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
+
+
 def _check_items(items: Sequence[Item], how: Greedy | Choice) -> None:
     ids = set()
     for item in items:
         if item.id in ids:
             raise ConfigError(f"Two items have the id {item.id!r}.", "A row could not be told from another.")
         ids.add(item.id)
+        if not all(map(is_utf8, (item.prompt, *item.options))):
+            raise ConfigError(
+                f"Item {item.id!r} is no UTF-8.", "It could not be written.", "Write the prompt in UTF-8."
+            )
         if isinstance(how, Choice) and (len(item.options) < 2 or (how.names and len(how.names) < len(item.options))):
             raise ConfigError(
                 f"Item {item.id!r} has {len(item.options)} options"
@@ -182,7 +197,7 @@ def _check_items(items: Sequence[Item], how: Greedy | Choice) -> None:
 def _digest(items: Sequence[Item]) -> str:
     digest = hashlib.sha256()
     for item in items:
-        digest.update(orjson.dumps([item.id, item.prompt, item.options]))
+        digest.update(orjson.dumps([item.id, item.prompt, item.options, dict(item.copied)]))
     return digest.hexdigest()[:16]
 
 
@@ -221,10 +236,10 @@ def _agree_on_settings(path: Path, stream: BinaryIO, wanted: dict[str, Any]) -> 
         )
 
 
-def _rows_there(path: Path, stream: BinaryIO, items: Sequence[Item]) -> set[int | str]:
-    """Ids of the rows of the file, whose torn end is cut off."""
+def _rows_there(path: Path, stream: BinaryIO, items: Sequence[Item], rows_per_write: int) -> set[int | str]:
+    """Ids of the rows of the file, of which a torn write is cut off."""
     known = {item.id for item in items}
-    done: set[int | str] = set()
+    done: dict[int | str, int] = {}  # id -> where the row ends
     stream.seek(0)
     end = 0
     for number, line in enumerate(stream, 1):
@@ -241,8 +256,10 @@ def _rows_there(path: Path, stream: BinaryIO, items: Sequence[Item]) -> set[int 
                 "The file was changed or damaged.",
                 f"Remove the line, or {path}.",
             ) from None
-        done.add(name)
         end += len(line)
-    stream.truncate(end)
+        done[name] = end
+    whole = len(done) if len(done) == len(items) else len(done) // rows_per_write * rows_per_write
+    kept = list(done.items())[:whole]
+    stream.truncate(kept[-1][1] if kept else 0)
     stream.seek(0, os.SEEK_END)
-    return done
+    return {name for name, _ in kept}

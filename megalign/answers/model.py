@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,20 @@ class ScoredInput:
     continuations: list[tuple[int, ...]]
 
 
+class PromptProblem(DataError):
+    """A prompt that cannot be asked.
+
+    Args:
+        number: its place among those given.
+        said: what is wrong, to be read after its name.
+        why, fix: see MegalignError.
+    """
+
+    def __init__(self, number: int, said: str, why: str = "", fix: str = "") -> None:
+        super().__init__(f"Prompt {number} {said}", why, fix)
+        self.number, self.said = number, said
+
+
 class AnswerModel(ABC):
     """A causal language model that is only read.
 
@@ -66,7 +81,8 @@ class AnswerModel(ABC):
 
         Raises:
             ConfigError: no new tokens are asked for, or a stop text is empty.
-            DataError: a prompt leaves no room for the new tokens, or is empty where the model has no start token.
+            DataError: a prompt leaves no room for the new tokens, or is empty where the model has no start token; the model
+                computes what is no number.
         """
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}.", fix="Set 1 or more.")
@@ -96,7 +112,7 @@ class AnswerModel(ABC):
             options: the options of each prompt; the texts start with a space where one belongs.
 
         Raises:
-            DataError: an option is empty or adds no token, or a prompt with its option is too long.
+            DataError: an option is empty or adds no token, a prompt with its option is too long, or a likelihood is no number.
         """
         groups: dict[tuple[tuple[int, ...], int], ScoredInput] = {}
         places: list[list[tuple[ScoredInput, int]]] = []
@@ -114,6 +130,8 @@ class AnswerModel(ABC):
         for batch in self._batches([len(one.ids) for one in inputs]):
             chosen = [inputs[at] for at in batch]
             for one, scores in zip(chosen, self._score(chosen), strict=True):
+                if not all(map(math.isfinite, scores)):
+                    raise self.no_number()
                 totals[id(one)] = scores
         return [
             OptionScores(
@@ -130,6 +148,14 @@ class AnswerModel(ABC):
             ConfigError: the model has no chat template.
         """
         raise ConfigError(f"{self.name} has no chat template.", fix="Ask it without one.")
+
+    def no_number(self) -> DataError:
+        """The error of a model whose outputs are not finite."""
+        return DataError(
+            f"{self.name} computes what is no number (in {self.dtype}).",
+            "Its weights are damaged, or too large for these numbers; any answer would mean nothing.",
+            "Look at the weights, or choose float32 or bfloat16.",
+        )
 
     def close(self) -> None:  # noqa: B027 - most models hold nothing to give back
         """Give back what the model holds."""
@@ -195,23 +221,24 @@ class AnswerModel(ABC):
             whole = whole[1:] if context and whole[:1] == context else whole
         if not option or not whole or not context:
             reason = "the option adds no token" if context else "the prompt is empty and the model has no start token"
-            raise DataError(f"Option {option!r} of prompt {number} has no likelihood: {reason}.")
+            raise PromptProblem(number, f"has the option {option!r}, which has no likelihood: {reason}.")
         return context, whole
 
     def _fitted(self, ids: list[int], num_new: int, number: int, kept: int = 1) -> list[int]:
         """`ids` if they fit, or their right end; of a scored row the last id is read and not fed."""
         limit = self.max_length_tokens
         if not ids:
-            raise DataError(f"Prompt {number} is empty, and {self.name} has no start token.", fix="Leave it out.")
+            raise PromptProblem(number, f"is empty, and {self.name} has no start token.", fix="Leave it out.")
         room = None if limit is None else (limit - num_new if num_new else limit + 1)
         if room is None or len(ids) <= room:
             return ids
         if not self.truncate or room < kept + (not num_new):
             new = f" and {num_new} new ones" if num_new else ""
-            raise DataError(
-                f"Prompt {number} has {len(ids)} tokens{new}; {self.name} takes {limit}.",
+            raise PromptProblem(
+                number,
+                f"has {len(ids)} tokens{new}; {self.name} takes {limit}.",
                 "What does not fit would be cut off at its start.",
-                "Shorten the prompts, ask for fewer new tokens, or allow the cut (truncate).",
+                "Shorten the prompts, ask for fewer new tokens, or allow the cut where that is offered (truncate).",
             )
         return ids[-room:]
 

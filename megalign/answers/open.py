@@ -51,7 +51,9 @@ def open_model(
         model.truncate = truncate
         return model
     if not path.is_dir() and (path.is_absolute() or path.parts[:1] == ("..",)):
-        raise DataError(f"{path} does not exist.", fix="Name a model's folder.")
+        raise DataError(
+            f"{path} {'is no folder' if path.exists() else 'does not exist'}.", fix="Name a model's folder."
+        )
     return open_huggingface(
         name_or_path,
         batch_size=batch_size,

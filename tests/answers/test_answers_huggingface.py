@@ -285,7 +285,11 @@ def greedy_ids(model: HuggingFaceModel, ids: list[int], count: int) -> list[int]
     [
         (lambda m: m.generate(["a"], max_new_tokens=0), ConfigError, "max_new_tokens is 0"),
         (lambda m: m.generate(["a"], max_new_tokens=2, stop=[""]), ConfigError, "A stop text is empty"),
-        (lambda m: m.score_options(["a"], [["b", ""]]), DataError, "Option '' of prompt 0 has no likelihood"),
+        (
+            lambda m: m.score_options(["a"], [["b", ""]]),
+            DataError,
+            "Prompt 0 has the option '', which has no likelihood",
+        ),
     ],
 )
 def test_senseless_questions_are_refused(models: dict[str, Path], call: Any, error: type, message: str) -> None:
