@@ -121,6 +121,29 @@ def translated(response: str, answer: str) -> bool:
     return response.strip().strip(_TRAILING) == answer.strip().strip(_TRAILING)
 
 
+def require_scorable(knowledge: Knowledge) -> None:
+    """Refuse knowledge that no responses could give a score of.
+
+    Raises:
+        DataError: the tests are of different lengths, or one of their parts has no rows.
+    """
+    english, other = knowledge.tests[ENGLISH], knowledge.tests[knowledge.language]
+    if len(english) != len(other):
+        raise DataError(
+            f"There are {len(english)} questions in {ENGLISH} and {len(other)} in {knowledge.language}.",
+            "They are compared place by place.",
+            "Complete the files.",
+        )
+    for code, tests in knowledge.tests.items():
+        for kind in (0, 1):
+            if kind not in {one.type for one in tests}:
+                raise DataError(
+                    f"There are no questions of type {kind} in {code}.",
+                    "The test is not complete.",
+                    "Complete the files.",
+                )
+
+
 def conductivity(
     knowledge: Knowledge,
     responses: Mapping[str, Sequence[str]],
@@ -137,8 +160,9 @@ def conductivity(
         seed, num_resamples, confidence: of the bootstrap over places of type 1.
 
     Raises:
-        DataError: responses are missing.
+        DataError: responses are missing, or the knowledge cannot be scored.
     """
+    require_scorable(knowledge)
     language = knowledge.language
     asked = {TRANSLATION: len(knowledge.names), **{code: len(tests) for code, tests in knowledge.tests.items()}}
     for name, count in asked.items():
@@ -162,11 +186,6 @@ def conductivity(
         "english_type_1": right[ENGLISH][types[ENGLISH] == 1],
         "language_type_0": right[language][types[language] == 0],
     }
-    for name, part in parts.items():
-        if not len(part):
-            raise DataError(
-                f"There are no rows for the gate {name}.", "The test is not complete.", "Complete the files."
-            )
     gates = tuple(Gate(name, Share.of(part, confidence)) for name, part in parts.items())
     second = types[language] == 1
     english, other = right[ENGLISH][second], right[language][second]

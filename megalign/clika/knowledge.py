@@ -129,6 +129,10 @@ def read_knowledge(folder: Path, language: str) -> tuple[Knowledge, list[Finding
     for code in (ENGLISH, language):
         path = test_path(folder, code)
         tests[code] = tuple(_stated(_read(folder, path, findings), str(path.relative_to(folder)), findings))
+        if not tests[code]:
+            raise DataError(
+                f"{path} has no usable row.", "An answer ends with [[continent:..]][[city:..]][[type:0 or 1]]."
+            )
     names = [Name(row.input, row.answer, row) for row in _read(folder, translation_path(folder, language), findings)]
     return Knowledge(language, tuple(train), tests, tuple(names)), findings
 
@@ -157,7 +161,7 @@ def _stated(rows: Sequence[Row], name: str, findings: list[Finding]) -> Iterable
     bad = []
     for number, row in enumerate(rows, 1):
         tags = dict(_TAG.findall(row.answer))
-        if set(tags) != {"continent", "city", "type"} or tags["type"] not in ("0", "1"):
+        if set(tags) != {"continent", "city", "type"} or tags["type"] not in ("0", "1") or not all(tags.values()):
             bad.append(number)
             continue
         answer = _TAG.sub("", row.answer)

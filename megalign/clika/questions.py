@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megalign.clika.datasets import Protocol
+from megalign.clika.findings import counted, some
 from megalign.clika.rows import Item, json_object, opened
 from megalign.clika.table import table_rows
 from megalign.errors import ConfigError, DataError
@@ -109,8 +111,9 @@ def read_questions(
         form: see prompt_of; for tables.
 
     Raises:
-        DataError: nothing to read, damaged rows, several files with other questions in one folder, an unknown data set.
-        ConfigError: an unknown form.
+        DataError: nothing to read, damaged rows, ids that stand twice, several files with other questions in one folder, an
+            unknown data set.
+        ConfigError: an unknown form, or a pattern of files that cannot be used.
     """
     _check_form(form)
     found = _from_folder(source, protocol, files) if source.is_dir() else _from_table(source, protocol, form)
@@ -132,7 +135,7 @@ def _lines(options: Iterable[str]) -> str:
 
 def _from_folder(source: Path, protocol: Protocol, files: str) -> list[QuestionFile]:
     found: dict[tuple[str, str], tuple[Path, tuple[Question, ...]]] = {}
-    for path in sorted(source.glob(f"*/*/{files}")):
+    for path in _matching(source, files):
         if path.is_dir():
             continue
         dataset, folder = path.parts[-3:-1]
@@ -141,6 +144,9 @@ def _from_folder(source: Path, protocol: Protocol, files: str) -> list[QuestionF
         with opened(path) as stream:
             rows = [(number, json_object(text)) for number, text in enumerate(stream, 1)]
         questions = tuple(_question(row, letters, f"{path}:{number}") for number, row in rows)
+        if not questions:
+            raise DataError(f"{path} holds no questions.", fix="Complete the file, or choose others by --files.")
+        _require_one_each(questions, str(path))
         before = found.setdefault((dataset, folder), (path, questions))
         if before[1] != questions:
             raise DataError(
@@ -154,6 +160,15 @@ def _from_folder(source: Path, protocol: Protocol, files: str) -> list[QuestionF
     ]
 
 
+def _matching(source: Path, files: str) -> list[Path]:
+    try:
+        return sorted(source.glob(f"*/*/{files}"))
+    except ValueError as error:
+        raise ConfigError(
+            f"--files {files!r} cannot be used: {error}.", fix="Write one such as '*_res.jsonl'."
+        ) from None
+
+
 def _from_table(source: Path, protocol: Protocol, form: str) -> list[QuestionFile]:
     if not source.is_file():
         raise DataError(f"{source} does not exist.", fix="Give a folder of questions or a table.")
@@ -164,7 +179,7 @@ def _from_table(source: Path, protocol: Protocol, form: str) -> list[QuestionFil
             raise DataError(f"{where}: dataset, language or question is missing or no text.")
         dataset, options = protocol.dataset(row["dataset"]), row["options"]
         texts = options.splitlines() if isinstance(options, str) else options
-        if not isinstance(texts, list) or len(texts) != dataset.num_options:
+        if not isinstance(texts, list) or len(texts) != dataset.num_options or None in texts:
             raise DataError(f"{where}: options are {texts!r}; {row['dataset']} has {dataset.num_options}.")
         prompt = prompt_of(
             row["question"],
@@ -176,10 +191,24 @@ def _from_table(source: Path, protocol: Protocol, form: str) -> list[QuestionFil
         content = {"id": row["item"], "input": prompt, "label": row["label"]}
         questions = found.setdefault((row["dataset"], row["language"]), [])
         questions.append(_question(content, dataset.letters, where))
+    for (name, folder), questions in found.items():
+        if any(Path(part).name != part for part in (name, folder)):
+            raise DataError(f"{source}: {name!r} in {folder!r} cannot be a folder's name.", "Answers are kept in one.")
+        _require_one_each(questions, f"{source}, {name} in {folder}")
     return [
         QuestionFile(dataset, folder, protocol.dataset(dataset).num_options, tuple(questions))
         for (dataset, folder), questions in found.items()
     ]
+
+
+def _require_one_each(questions: Iterable[Question], where: str) -> None:
+    repeated = [name for name, count in Counter(one.id for one in questions).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{where}: {counted(len(repeated), 'id')} at several questions: {some(repeated)}.",
+            "An answer could not be told from another.",
+            "Give each question an id of its own.",
+        )
 
 
 def _question(row: dict[str, Any] | None, letters: str, where: str) -> Question:

@@ -170,3 +170,43 @@ def test_an_unreadable_line_is_an_error(tmp_path: Path) -> None:
 def test_senseless_prompts_are_refused(call: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+def row_of(**changed: Any) -> dict[str, Any]:
+    return {
+        "dataset": "x_copa",
+        "language": "de",
+        "item": 1,
+        "question": "?",
+        "options": ["a", "b"],
+        "label": "A",
+    } | changed
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row_of(), row_of(question="other")], r"x_copa in de: 1 id at several questions: 1\."),
+        ([row_of(options=["a", None])], r":1: options are \['a', None\]"),
+        ([row_of(language="../up")], r"'x_copa' in '\.\./up' cannot be a folder's name"),
+    ],
+)
+def test_tables_that_cannot_be_asked(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    named = load_protocol().model_copy(update={"languages": {"../up": "de"}})
+    with pytest.raises(DataError, match=message):
+        read_questions(path, named)
+
+
+def test_folders_that_cannot_be_asked(tmp_path: Path) -> None:
+    path = tmp_path / "x_copa" / "de" / "a.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    with pytest.raises(DataError, match=r"a\.jsonl holds no questions"):
+        read_questions(tmp_path, load_protocol())
+    path.write_text('{"id": 1, "input": "?", "label": "A"}\n' * 2)
+    with pytest.raises(DataError, match=r"a\.jsonl: 1 id at several questions"):
+        read_questions(tmp_path, load_protocol())
+    with pytest.raises(ConfigError, match=r"--files 'a\*\*' cannot be used"):
+        read_questions(tmp_path, load_protocol(), files="a**")
