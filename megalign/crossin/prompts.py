@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
-from megalign.hub import local_model
+from megalign.files import is_utf8
+from megalign.hub import chat_text, first_line, local_model, unreadable
 from megalign.translation.languages import language_of
 
 DEFAULT_TAG = "\n[{code}]"
@@ -42,12 +43,14 @@ class Tag:
         text: with {code} or {name} of the language; empty for no tag.
 
     Raises:
-        ConfigError: another placeholder, or none.
+        ConfigError: another placeholder, or none; no UTF-8.
     """
 
     text: str = DEFAULT_TAG
 
     def __post_init__(self) -> None:
+        if not is_utf8(self.text):
+            raise ConfigError(f"The tag {self.text!r} is no UTF-8.", "It could not be written.", "Write it in UTF-8.")
         try:
             one, other = (
                 self.text.format(code=code, name=name) for code, name in (("en", "English"), ("zh", "Chinese"))
@@ -112,7 +115,7 @@ class Template:
         """What the model reads before it answers; a tokenizer's template writes its special tokens into it."""
         if self._tokenizer is not None:
             chat = [{"role": "user", "content": turn}]
-            return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+            return chat_text(self._tokenizer, chat, answer_next=True)
         before, after = TEMPLATES[self.name]
         return before + turn + after
 
@@ -125,7 +128,7 @@ class Template:
         if self._tokenizer is None:
             return answer + ENDS.get(self.name, "")
         chat = [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
-        whole = str(self._tokenizer.apply_chat_template(chat, tokenize=False))
+        whole = chat_text(self._tokenizer, chat, answer_next=False)
         prompt = self.prompt(turn)
         if not whole.startswith(prompt):
             raise ConfigError(
@@ -148,5 +151,5 @@ def _tokenizer_in(folder: str) -> Any:
         raise EnvironmentProblem("transformers is not installed.", fix="pip install megalign[hf]") from None
     try:
         return AutoTokenizer.from_pretrained(local_model(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder} holds no tokenizer that can be read: {str(error).splitlines()[0]}") from None
+    except unreadable() as error:
+        raise DataError(f"{folder} holds no tokenizer that can be read: {first_line(error)}") from None

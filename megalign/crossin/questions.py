@@ -5,6 +5,7 @@ Questions come from files in that format, with or without predictions, or from t
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +15,12 @@ from typing import Any
 import orjson
 
 from megalign.crossin.prompts import TOKENIZER, Tag, Template, user_turn
-from megalign.crossin.scoring.match import LETTERS
+from megalign.crossin.scoring.match import LETTERS, letters_of
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.files import read_json, write_json
 from megalign.translation.languages import language_named
 
-MADE = "tune.json"
+MADE, PREDICTIONS = "tune.json", "predictions.json"
 TRAINED = "trained"
 ON_HUB = {name: f"SeaEval/{name}" for name in ("cross_mmlu", "cross_logiqa", "cross_xquad")}
 MODES = ("text", "likelihood")
@@ -82,7 +83,7 @@ def read_questions(name: str, *, allow_download: bool = False) -> list[dict[str,
             raise ConfigError(f"{name} is on the Hub.", fix="Allow the download, or name a local file.")
         return _from_hub(ON_HUB[name])
     try:
-        content = path.read_bytes()
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         rows = (
             [orjson.loads(line) for line in content.splitlines() if line.strip()]
             if path.suffix == ".jsonl"
@@ -119,6 +120,8 @@ def chosen_rows(rows: Sequence[dict[str, Any]], options: AskOptions, source: str
             choices = cell.get("choices")
             if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
                 raise DataError(f"{source}: row {place + 1} has no list of choices in {language}.")
+            if not all(isinstance(choice, str) for choice in choices):
+                raise DataError(f"{source}: row {place + 1} has a choice in {language} that is no text.")
             copy[language] = {
                 key: cell[key] for key in ("question", "choices", "answer", "context") if cell.get(key) is not None
             }
@@ -134,15 +137,17 @@ def turn_of(cell: Row, language: str, options: AskOptions) -> str:
     Raises:
         ConfigError: the prompt cannot be filled in.
     """
-    prompt = options.prompt or (CONTEXT_PROMPT if cell.get("context") else PROMPT)
+    prompt = (CONTEXT_PROMPT if cell.get("context") else PROMPT) if options.prompt is None else options.prompt
     parts = {"question": cell["question"], "choices": "\n".join(cell["choices"]), "context": cell.get("context", "")}
     try:
         text = prompt.format(**parts)
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError):
         raise ConfigError(
             f"The prompt {prompt!r} cannot be filled in.",
             fix="Use {question}, {choices} and {context}; {{ for a brace.",
         ) from None
+    if cell["question"] not in text:
+        raise ConfigError(f"The prompt {prompt!r} holds no question.", fix="Write {question} where it is to stand.")
     tag = Tag(options.tag)
     return user_turn(text, tag.apply("", language_named(language).code)) if options.tag else text
 
@@ -172,11 +177,13 @@ class Asked:
     """Questions that are ready to be asked.
 
     Attributes:
+        source: the file of the questions, or their name on the Hub.
         rows: in SeaEval's row format, with the wanted languages only.
         turns: the user's turn of each (place of the row, language).
         options: how they are asked, template and tag filled in.
     """
 
+    source: str
     rows: list[dict[str, Any]]
     turns: dict[tuple[int, str], str]
     options: AskOptions
@@ -204,7 +211,7 @@ def prepare(model_path: str, questions: str, options: AskOptions, *, allow_downl
         for language, cell in row.items()
         if language != "id"
     }
-    return Asked(rows, turns, options)
+    return Asked(questions, rows, turns, options)
 
 
 def ask(model: Any, asked: Asked, out: Path, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -220,11 +227,16 @@ def ask(model: Any, asked: Asked, out: Path, progress: Callable[[int, int], None
         the prediction file.
 
     Raises:
-        ConfigError: the model has no chat template and is to be asked with it; `out` holds answers to other questions.
+        ConfigError: the model has no chat template and is to be asked with it; `out` holds answers to other questions, or the
+            questions themselves.
     """
     from megalign.answers import Choice, Greedy, Item, answer_items
 
     rows, options = asked.rows, asked.options
+    if Path(asked.source).resolve() == (out / PREDICTIONS).resolve():
+        raise ConfigError(
+            f"{asked.source} holds the questions, and would be replaced by the answers.", fix="Choose another folder."
+        )
     named = options.template or "plain"
     framed = model.chat_prompt if named == TOKENIZER else Template.of(named).prompt
     items = []
@@ -249,13 +261,13 @@ def ask(model: Any, asked: Asked, out: Path, progress: Callable[[int, int], None
                 values = [value / count for value, count in zip(values, answer["num_tokens"], strict=True)]
             cell["option_log_likelihoods"] = values
             cell["model_prediction"] = cell["choices"][max(range(len(values)), key=values.__getitem__)]
-    write_json(out / "predictions.json", rows)
-    return out / "predictions.json"
+    write_json(out / PREDICTIONS, rows)
+    return out / PREDICTIONS
 
 
 def _option_texts(choices: Sequence[str], options: AskOptions) -> tuple[str, ...]:
     if options.options == "letter":
-        return tuple(f"({letter})" for letter in LETTERS[: len(choices)])
+        return tuple(f"({LETTERS[number]})" for number in letters_of(tuple(choices)))
     return tuple(_LETTER.sub("", choice) if options.options == "text" else choice for choice in choices)
 
 

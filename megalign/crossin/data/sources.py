@@ -17,6 +17,7 @@ import orjson
 import regex
 
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.files import is_utf8
 
 FIELDS = ("instruction", "input", "output")
 ENGLISH = "en"
@@ -97,8 +98,7 @@ def parse_named(given: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in given:
         name, _, value = text.partition("=")
-        is_utf8 = text == text.encode(errors="replace").decode()  # a shell's other bytes are lone surrogates
-        if not (name and value and is_utf8) or name in named:
+        if not (name and value and is_utf8(text)) or name in named:
             raise ConfigError(f"{text!r} cannot be read.", fix="Write NAME=VALUE in UTF-8, each name once.")
         named[name] = value
     return named

@@ -123,7 +123,7 @@ def _by_model(rows: Sequence[Any], label: str) -> Iterator[tuple[str, Mapping[st
     """A plain table's rows for each model: by item, cells by language as in a SeaEval row."""
     models: dict[str, dict[str, dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, Mapping) or any(row.get(column) is None for column in ("item", "language", "answer")):
+        if not isinstance(row, Mapping) or any(row.get(one) in (None, "") for one in ("item", "language", "answer")):
             raise DataError(f"{label}: row {number} lacks item, language or answer.")
         if "response" not in row:
             raise DataError(f"{label}: row {number} lacks response.", fix="Give an empty one where none was given.")
@@ -175,7 +175,7 @@ def _answers(label: str, model: str, rows: Sequence[Any], items: list[str] | Non
             choices = _choices_of(cell, where)
             num_options = max(num_options, len(choices))
             letters = letters_of(tuple(choices))
-            right = answer_place(str(cell.get("answer")), choices)
+            right = None if cell.get("answer") is None else answer_place(str(cell["answer"]), choices)
             if right is None:
                 faults.setdefault("answer_not_in_choices", []).append(f"{place + 1} {language}")
             else:

@@ -21,10 +21,11 @@ from megalign.crossin.scoring.page import render_page
 from megalign.crossin.scoring.read import is_score_file, read_file
 from megalign.crossin.scoring.scores import Scores, accuracy_deviation, expected_released, score
 from megalign.errors import ConfigError, DataError
-from megalign.files import make_folder, read_json, write_bytes, write_text
+from megalign.files import is_utf8, make_folder, read_json, write_bytes, write_text
 
 Row = dict[str, Any]
 
+WRITTEN = ("scores.jsonl", "intervals.jsonl", "comparisons.jsonl", "findings.jsonl", "scores.csv", "report.html")
 # A process takes as long to start as a few files to score.
 FILES_WORTH_A_WORKER = 20
 
@@ -87,7 +88,7 @@ def score_files(files: Sequence[str], out: Path, options: ScoreOptions | None = 
 
     Raises:
         DataError: a file that cannot be scored, nothing to score, a comparison of files with other questions.
-        ConfigError: an unknown setting, a comparison of a file that is not scored.
+        ConfigError: an unknown setting, a comparison of a file that is not scored, a file that its scores would replace.
     """
     options = options or ScoreOptions()
     if options.workers is not None and options.workers < 1:
@@ -101,6 +102,7 @@ def score_files(files: Sequence[str], out: Path, options: ScoreOptions | None = 
             "Files named *_score.json hold SeaEval's scores." if skipped else "",
             "Name files with predictions.",
         )
+    _refuse_names(wanted, out)
     make_folder(out)
     result = Result(_score_all(wanted, options), [], skipped)
     by_name = {one.answers.name: one.answers for one in result.scored}
@@ -109,6 +111,16 @@ def score_files(files: Sequence[str], out: Path, options: ScoreOptions | None = 
         result.comparisons.extend(compare(options.bootstrap, by_name[base], by_name[other]))
     _write(result, out, options)
     return result
+
+
+def _refuse_names(files: Sequence[str], out: Path) -> None:
+    """Let no file be replaced by its own scores, and none have a name that cannot be written."""
+    written = {(out / name).resolve() for name in WRITTEN}
+    for name in files:
+        if not is_utf8(name):
+            raise DataError(f"The name of {name!r} is no UTF-8.", "It could not be written.", "Rename the file.")
+        if Path(name).resolve() in written:
+            raise ConfigError(f"{name} would be replaced by the scores.", fix="Choose another folder for them.")
 
 
 def _sides(pair: str, names: set[str]) -> tuple[str, str]:

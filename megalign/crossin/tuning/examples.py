@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 try:
-                    rows.append(orjson.loads(line))
+                    rows.append(orjson.loads(line.removeprefix(codecs.BOM_UTF8)))
                 except orjson.JSONDecodeError as error:
                     raise DataError(f"{path}:{number} is not JSON: {error}.") from None
     if not rows:

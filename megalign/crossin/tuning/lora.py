@@ -10,14 +10,14 @@ import torch
 
 from megalign.crossin.tuning.settings import ALL_LINEAR, LoraSettings, TuneConfig
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
-from megalign.hub import local_model
+from megalign.hub import first_line, local_model, require_all_weights, unreadable
 
 
 def load_model(config: TuneConfig) -> tuple[Any, Any]:
     """The base model and its tokenizer.
 
     Raises:
-        DataError: it is not there, is no causal model with safetensors weights, or has no tokenizer.
+        DataError: it is not there, is no causal model with safetensors weights, lacks some, or has no tokenizer.
         EnvironmentProblem: transformers is not installed.
     """
     try:
@@ -31,10 +31,14 @@ def load_model(config: TuneConfig) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         dtype = getattr(torch, config.dtype)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        model, loading = loaded
+        require_all_weights(config.base_model, loading)
+    except unreadable() as error:
         raise DataError(
-            f"{config.base_model} cannot be opened as a causal language model: {str(error).strip().splitlines()[0]}",
+            f"{config.base_model} cannot be opened as a causal language model: {first_line(error)}",
             "Models are read from local files with safetensors weights; code that comes with a model is never run.",
             "Correct the path, or allow the download.",
         ) from None

@@ -74,7 +74,7 @@ class TuneConfig(Section):
     save_steps: Positive = Field(500, description="Steps between states from which a stopped run continues.")
     merge: bool = Field(False, description="Also write the model with the adapter merged in.")
     allow_download: bool = Field(False, description="May fetch the model by its name.")
-    device: str | None = Field(None, description="cpu, to leave a GPU alone; unset: what accelerate finds.")
+    device: Literal["cpu"] | None = Field(None, description="cpu, to leave a GPU alone; unset: what accelerate finds.")
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a stopped run to be continued."""

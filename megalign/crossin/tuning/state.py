@@ -5,16 +5,46 @@ Learning rate, order of rows and dropout are functions of the step, so that noth
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from megalign.errors import ConfigError, DataError
-from megalign.files import new_folder, read_json, write_json
+from megalign.files import make_folder, new_folder, read_json, write_json
 
+LOCK, FOLDERS = ".tuning.lock", ("state", "adapter", "merged")
 WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.json"
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ConfigError: it has what a run would replace, and no run was begun in it; or it cannot be made.
+    """
+    make_folder(out)
+    begun = (out / LOCK).exists() or (out / "state" / STATE).is_file()
+    there = [name for name in (*FOLDERS, "metrics.jsonl") if (out / name).exists()]
+    if there and not begun:
+        raise ConfigError(
+            f"{out} has {', '.join(there)}, and no tuning was begun there.",
+            "They would be replaced.",
+            "Name a new folder, or remove them yourself.",
+        )
+
+
+def restore_folders(out: Path) -> None:
+    """Clear away what a kill left of folders that were being written; one that was being replaced gets its name back."""
+    for name in FOLDERS:
+        for left in sorted(out.glob(f".tmp-{name}-*")):
+            if left.name.endswith("-old") and not (out / name).exists():
+                left.replace(out / name)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -48,6 +78,8 @@ def load_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, finge
     if not (folder / STATE).is_file():
         return 0
     state = read_json(folder / STATE)
+    if not isinstance(state, dict) or not {"step", "fingerprint"} <= set(state):
+        raise DataError(f"{folder / STATE} is no state of a tuning run.", fix=f"Remove {folder} to start again.")
     theirs = state["fingerprint"]
     changed = [
         f"{key} was {theirs.get(key)!r}, is {fingerprint.get(key)!r}"
@@ -63,7 +95,7 @@ def load_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, finge
     parameters = trainable(model)
     try:
         weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{folder} is damaged: {error}", fix="Remove it to start again.") from None
     if set(weights) != set(parameters):
         raise DataError(f"{folder} holds other parameters than the model trains.", fix="Remove it to start again.")

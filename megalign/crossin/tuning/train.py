@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from megalign.crossin.prompts import Template
 from megalign.crossin.tuning.examples import Example, Examples, batches, encode, read_rows
 from megalign.crossin.tuning.lora import adapted, described_adapter, load_model
 from megalign.crossin.tuning.settings import TuneConfig
-from megalign.crossin.tuning.state import load_state, save_state, trainable
+from megalign.crossin.tuning.state import LOCK, load_state, prepare_folder, restore_folders, save_state, trainable
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
-from megalign.files import make_folder, new_folder, read_json, write_json, write_text
+from megalign.files import new_folder, only_process, read_json, write_json, write_text
+from megalign.hub import num_embeddings, require_known_ids
 
 PACKING_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
@@ -63,17 +65,31 @@ def tune(
         progress: gets the steps done and all steps; on the first process alone.
 
     Raises:
-        ConfigError: settings that do not fit the model, another run's state in `out`, or `out` cannot be a folder.
+        ConfigError: settings that do not fit the model, another run's state or other things in `out`, or `out` cannot be a folder.
         DataError: model or data that cannot be used; a loss that is not finite.
-        EnvironmentProblem: a library is missing, or the model cannot keep packed rows apart.
+        EnvironmentProblem: a library is missing, the model cannot keep packed rows apart, or another process tunes into `out`.
     """
-    make_folder(out)
     accelerator = _accelerator(config)
     if not accelerator.is_main_process:
-        say, progress = _unsaid, _unsaid
+        return _tune(config, accelerator, out, stop_after, _unsaid, _unsaid)
+    prepare_folder(out)
+    with only_process(out / LOCK):
+        restore_folders(out)
+        return _tune(config, accelerator, out, stop_after, say, progress)
+
+
+def _tune(
+    config: TuneConfig,
+    accelerator: Any,
+    out: Path,
+    stop_after: int | None,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> Tuned | None:
     model, tokenizer = load_model(config)
     template = None if config.template is None else Template.of(config.template, tokenizer)
     data = encode(read_rows(Path(config.data)), tokenizer, template, config.context_tokens, config.too_long)
+    require_known_ids(config.base_model, [max(one.ids) for one in data.examples], num_embeddings(model))
     lost = f"; {data.num_dropped} too long and dropped, {data.num_cut} cut" if data.num_dropped or data.num_cut else ""
     say(f"{config.data}: {len(data.examples)} rows, {sum(one.num_labels for one in data.examples)} labels{lost}")
     # The adapter's start does not depend on what was drawn before.
@@ -121,8 +137,8 @@ class _Run:
     progress: Callable[[int, int], None]
 
     def __post_init__(self) -> None:
-        total = sum(1 for epoch in range(self.config.epochs) for _ in self._epoch(epoch))
-        self.num_steps = min(total, self.config.max_steps or total)
+        steps = (1 for epoch in range(self.config.epochs) for _ in self._epoch(epoch))
+        self.num_steps = sum(islice(steps, self.config.max_steps))
 
     def _epoch(self, epoch: int) -> Iterator[list[list[int]]]:
         order = generator(self.config.seed, "crossin", "tune", epoch).permutation(len(self.data.examples))
@@ -306,8 +322,11 @@ def save_adapter(
         "num_cut": data.num_cut,
         "data_fingerprint": data.fingerprint,
     }
+    # The model's name, not where this machine keeps its copy.
+    model.peft_config["default"].base_model_name_or_path = config.base_model
     with new_folder(out / "adapter") as folder:
-        model.save_pretrained(folder, safe_serialization=True)
+        # Embeddings that are tuned are saved all the same; unless told so, peft asks the Hub whether they were resized.
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
         write_json(folder / "tune.json", described)
     if config.merge:
@@ -335,10 +354,15 @@ def _accelerator(config: TuneConfig) -> Any:
 
 
 def _lines_before(path: Path, step: int) -> list[str]:
-    if not path.is_file():
-        return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    return [line for line in lines if json.loads(line)["step"] <= step]
+    """The lines of the steps up to `step`; those that a crash tore are dropped."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept
 
 
 def _seed(seed: int, *names: str | int) -> int:
