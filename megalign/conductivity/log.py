@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from megalign.errors import TrainingProblem
+from megalign.files import write_text
 
 LOG_STEPS = 20
 SAY_SECONDS = 10.0
@@ -34,6 +38,20 @@ class Countdown:
             self._said = now
 
 
+def require_finite(step: int, loss: float) -> None:
+    """Refuse to go on with a loss that is no number.
+
+    Raises:
+        TrainingProblem: it is not finite.
+    """
+    if not math.isfinite(loss):
+        raise TrainingProblem(
+            f"The loss of step {step} is {loss}.",
+            "What is learned from it means nothing.",
+            "Lower --lr, look at the model's weights, or set --dtype float32; write to another folder.",
+        )
+
+
 class TuningLog:
     """Losses of one model.
 
@@ -46,11 +64,31 @@ class TuningLog:
     def __init__(self, path: Path, num_steps: int, say: Callable[[str], None] = lambda text: None) -> None:
         self.path, self.num_steps = path, num_steps
         self._countdown = Countdown(say, "step")
+        self._begun = False
 
     def write(self, step: int, loss: float, lr: float) -> None:
-        """Note a step; most are only counted."""
+        """Note a step; most are only counted.
+
+        Raises:
+            TrainingProblem: the loss is not finite.
+        """
+        require_finite(step, loss)
         self._countdown(step, self.num_steps, f", loss {loss:.3f}")
         if step % LOG_STEPS and step != self.num_steps:
             return
+        if not self._begun:
+            self._drop_from(step)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, "loss": round(loss, 6), "lr": lr}) + "\n")
+
+    def _drop_from(self, step: int) -> None:
+        """Drop the lines of steps that a stopped run took and that are taken again."""
+        self._begun = True
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+            try:
+                if json.loads(line)["step"] < step:
+                    kept.append(line + "\n")
+            except ValueError:  # torn by a kill
+                continue
+        write_text(self.path, "".join(kept))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megalign.answers import AnswerModel, Greedy, Item, answer_items, open_model
 from megalign.answers.fingerprint import weights_fingerprint
-from megalign.clika.conductivity import TRANSLATION, Conductivity, conductivity
+from megalign.clika.conductivity import TRANSLATION, Conductivity, conductivity, require_scorable
 from megalign.clika.conductivity_report import write_report
 from megalign.clika.findings import Finding
 from megalign.clika.knowledge import Knowledge, Row, languages_in, read_knowledge
@@ -21,7 +21,8 @@ from megalign.conductivity.rows import digest_of, prompt_of
 from megalign.conductivity.settings import STATES, TuneSettings
 from megalign.config.load import read_yaml
 from megalign.errors import ConfigError, DataError
-from megalign.files import read_json, write_json
+from megalign.files import make_folder, only_process, read_json, write_json
+from megalign.hub import local_model
 
 Say = Callable[[str], None]
 
@@ -71,35 +72,41 @@ def measure(
     Raises:
         DataError: the knowledge is not fit to be taught, or the model cannot be opened.
         ConfigError: `out` was begun otherwise, or a language is not in the knowledge.
+        EnvironmentProblem: another process measures into `out`.
     """
     there = languages_in(knowledge)
-    languages = list(settings.languages) or there
+    languages = list(dict.fromkeys(settings.languages)) or there
     if unknown := [language for language in languages if language not in there]:
         raise ConfigError(f"There is no knowledge in {', '.join(unknown)}.", fix=f"{knowledge} has {', '.join(there)}.")
     findings = check_folder(knowledge, languages)
     _refuse_fatal(findings, settings)
-    results = []
-    for language in languages:
-        content, _ = read_knowledge(knowledge, language)
-        folder = out / language
-        _teach(model, content, folder, settings, say)
-        responses = _ask(content, folder, settings, say)
-        results.append(
-            conductivity(
-                content,
-                responses,
-                seed=settings.seed,
-                num_resamples=settings.num_resamples,
-                confidence=settings.confidence,
-            )
-        )
+    contents = [read_knowledge(knowledge, language)[0] for language in languages]
+    for content in contents:
+        require_scorable(content)
     about = {
         "Epochs": str(settings.tune.epochs),
         "learning rate": f"{settings.tune.lr:g}",
         "knowledge": _describe(knowledge),
     }
-    write_report(out, _name_of(model), results, findings, about)
+    if not (_is_run(model) or settings.allow_download):
+        local_model(model)  # before a folder is made for a name that was mistyped
+    make_folder(out)
+    with only_process(out / ".lock"):
+        results = [_measured(model, content, out / content.language, settings, say) for content in contents]
+        write_report(out, _name_of(model), results, findings, about)
     return results
+
+
+def _measured(model: str, content: Knowledge, folder: Path, settings: MeasureSettings, say: Say) -> Conductivity:
+    _teach(model, content, folder, settings, say)
+    responses = _ask(content, folder, settings, say)
+    return conductivity(
+        content,
+        responses,
+        seed=settings.seed,
+        num_resamples=settings.num_resamples,
+        confidence=settings.confidence,
+    )
 
 
 def _describe(knowledge: Path) -> str:
@@ -108,6 +115,8 @@ def _describe(knowledge: Path) -> str:
     if not made.exists():
         return name
     content = read_json(made)
+    if not isinstance(content, dict) or not {"places", "continents", "roots"} <= set(content):
+        raise DataError(f"{made} does not say places, continents and roots.", fix="Restore it, or remove it.")
     return f"{name}, {content['places']} places on {content['continents']} continents, {content['roots']} roots"
 
 
@@ -117,7 +126,8 @@ def _is_run(model: str) -> bool:
 
 def _name_of(model: str) -> str:
     """A run's own name; of other models the folder's."""
-    return str(read_yaml(Path(model) / "config.yaml")["name"]) if _is_run(model) else Path(model).name
+    path = Path(model)
+    return str(read_yaml(path / "config.yaml")["name"]) if _is_run(model) else path.name or path.resolve().name
 
 
 def _weights_of(model: str) -> str:

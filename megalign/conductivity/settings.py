@@ -29,4 +29,5 @@ class TuneSettings(Section):
     lora_alpha: Positive = Field(128, description="Scale of LoRA: alpha over rank.")
     lora_dropout: Fraction = Field(0.05, description="Dropout before the LoRA matrices.")
     save_steps: Positive = Field(200, description="Steps between checkpoints, from which a stopped run continues.")
-    seed: int = Field(0, ge=0, description="Of the order of rows, of LoRA's weights and of dropout.")
+    # The upper end is that of NumPy's generators, which transformers seeds too.
+    seed: int = Field(0, ge=0, lt=2**32, description="Of the order of rows, of LoRA's weights and of dropout.")

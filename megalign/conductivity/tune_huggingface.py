@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from megalign.answers.huggingface import open_huggingface
 from megalign.clika.knowledge import Row
 from megalign.conductivity.begun import differences
-from megalign.conductivity.log import LOG_STEPS, TuningLog
+from megalign.conductivity.log import LOG_STEPS, TuningLog, require_finite
 from megalign.conductivity.rows import Example, batches, digest_of, examples_of
 from megalign.conductivity.settings import STATES, TuneSettings
-from megalign.errors import ConfigError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.files import make_folder, read_json, write_json
 
 IGNORED = -100
@@ -47,10 +48,12 @@ def tune_huggingface(
         ConfigError: `out` was begun with other rows or settings; the micro-batch does not divide the batch.
         DataError: the model cannot be opened, or a row does not fit.
         EnvironmentProblem: accelerate or peft is not installed.
+        TrainingProblem: the loss is not finite.
     """
     if settings.batch_size % settings.micro_batch_size:
         raise ConfigError(
-            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {settings.micro_batch_size}."
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {settings.micro_batch_size}.",
+            fix="Set --micro-batch-size to a divisor of --train-batch-size.",
         )
     if device is not None and device not in ("cpu", "cuda", "cuda:0"):
         raise ConfigError(
@@ -90,7 +93,8 @@ def tune_huggingface(
         arguments=_arguments(transformers, out / STATES, settings, len(order), device),
         told=TuningLog(log, len(order), say),
     )
-    trainer.train(resume_from_checkpoint=any((out / STATES).glob("checkpoint-*")))
+    result = trainer.train(resume_from_checkpoint=_newest_state(out / STATES))
+    require_finite(len(order), result.training_loss)
     if settings.method == "lora":
         # The model's name, not where this machine keeps its copy.
         model.peft_config["default"].base_model_name_or_path = source
@@ -99,6 +103,18 @@ def tune_huggingface(
     else:
         model.save_pretrained(out)
     opened.tokenizer.save_pretrained(out)
+
+
+def _newest_state(folder: Path) -> str | None:
+    """The trainer's newest checkpoint. Its state is written last: one without was being written when a kill came, and is removed."""
+    whole: list[Path] = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            read_json(path / "trainer_state.json")
+            whole.append(path)
+        except DataError:
+            shutil.rmtree(path)
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 def _with_lora(peft: Any, model: Any, settings: TuneSettings) -> Any:
@@ -161,6 +177,7 @@ def _arguments(transformers: Any, folder: Path, settings: TuneSettings, num_step
         weight_decay=settings.weight_decay,
         max_grad_norm=1.0,
         logging_steps=LOG_STEPS,
+        logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
         save_total_limit=1,
         seed=settings.seed,
