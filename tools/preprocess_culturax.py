@@ -14,6 +14,8 @@ import typer
 from _command import EosToken, Input, Languages, NumWorkers, OnBadRow, Output, Seed, command, progress_bars, whole
 
 from megalign.corpus.preprocess import PreprocessSettings, open_workers, parse_languages, run
+from megalign.corpus.store import SPLITS, TokenStore
+from megalign.corpus.store.transform import archive_store
 
 
 def preprocess(
@@ -45,11 +47,11 @@ def preprocess(
             return
         with progress_bars() as progress:
             counts = run(settings, output, opened, progress)["counts"]
+    store = TokenStore.open(output)
     for language, count in counts.items():
-        print(f"{language}: " + ", ".join(f"{number} {name}" for name, number in count.items()))
+        tokens = [f"{store.num_tokens(language, s):,} tokens ({s})" for s in SPLITS if store.has(language, s)]
+        print(f"{language}: " + ", ".join([*tokens, *(f"{number:,} {name}" for name, number in count.items())]))
     if archive is not None:
-        from megalign.corpus.store.transform import archive_store
-
         archive_store(output, archive)
 
 

@@ -2,6 +2,15 @@
 
 from megalign.corpus.store.check import Problem, check_store
 from megalign.corpus.store.reader import StoredDocument, TokenStore
-from megalign.corpus.store.writer import StoreWriter, UnitWriter, token_dtype
+from megalign.corpus.store.writer import SPLITS, StoreWriter, UnitWriter, token_dtype
 
-__all__ = ["Problem", "StoreWriter", "StoredDocument", "TokenStore", "UnitWriter", "check_store", "token_dtype"]
+__all__ = [
+    "SPLITS",
+    "Problem",
+    "StoreWriter",
+    "StoredDocument",
+    "TokenStore",
+    "UnitWriter",
+    "check_store",
+    "token_dtype",
+]

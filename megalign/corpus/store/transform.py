@@ -21,6 +21,7 @@ from megalign.corpus.store.reader import TokenStore, read_unit_json
 from megalign.corpus.store.writer import (
     ARRAY_SCALES,
     MANIFEST,
+    SPLITS,
     UNIT,
     StoreWriter,
     UnitWriter,
@@ -60,7 +61,7 @@ def clone_store(source: Path, output: Path, language: str, clone: str, budget_to
         raise DataError(f"The store {source} has {available} tokens of {language}, fewer than {budget_tokens}.")
     left = available if budget_tokens is None else budget_tokens
     with _new_store(output) as folder, StoreWriter(folder, vocabulary) as writer:
-        for split in ("train", "valid"):
+        for split in SPLITS:
             if not store.has(language, split):
                 continue
             with writer.unit(f"{clone}/{split}", clone, split) as unit:
