@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,24 @@ def unreadable() -> tuple[type[Exception], ...]:
     except ImportError:
         return known
     return (*known, SafetensorError)
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Say what storage refuses while torch or safetensors write into `folder`: they raise errors of their own for it.
+
+    Raises:
+        EnvironmentProblem: a file cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"{folder} cannot be written: {first_line(error)}",
+            fix="Free space there, or choose another folder; the same command goes on where it stopped.",
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

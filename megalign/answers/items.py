@@ -134,9 +134,10 @@ def answer_items(
         the number of items answered now.
 
     Raises:
-        ConfigError: an item has no options to choose from, is no UTF-8, two have one id; the file was begun with other settings.
-        DataError: the file is damaged, has rows of other items, or is being written by another process; the model cannot
-            answer an item.
+        ConfigError: an item has no options to choose from, is no UTF-8, two have one id; the file was begun with other
+            settings.
+        DataError: the file is damaged, has rows of other items, or is being written by another process; the model
+            cannot answer an item.
     """
     _check_items(items, how)
     wanted = {"model": model.name, "fingerprint": model.fingerprint, "dtype": model.dtype, **how.settings()}

@@ -81,8 +81,8 @@ class AnswerModel(ABC):
 
         Raises:
             ConfigError: no new tokens are asked for, or a stop text is empty.
-            DataError: a prompt leaves no room for the new tokens, or is empty where the model has no start token; the model
-                computes what is no number.
+            DataError: a prompt leaves no room for the new tokens, or is empty where the model has no start token; the
+                model computes what is no number.
         """
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}.", fix="Set 1 or more.")
@@ -112,7 +112,8 @@ class AnswerModel(ABC):
             options: the options of each prompt; the texts start with a space where one belongs.
 
         Raises:
-            DataError: an option is empty or adds no token, a prompt with its option is too long, or a likelihood is no number.
+            DataError: an option is empty or adds no token, a prompt with its option is too long, or a likelihood is no
+                number.
         """
         groups: dict[tuple[tuple[int, ...], int], ScoredInput] = {}
         places: list[list[tuple[ScoredInput, int]]] = []

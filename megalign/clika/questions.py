@@ -111,8 +111,8 @@ def read_questions(
         form: see prompt_of; for tables.
 
     Raises:
-        DataError: nothing to read, damaged rows, ids that stand twice, several files with other questions in one folder, an
-            unknown data set.
+        DataError: nothing to read, damaged rows, ids that stand twice, several files with other questions in one folder,
+            an unknown data set.
         ConfigError: an unknown form, or a pattern of files that cannot be used.
     """
     _check_form(form)

@@ -18,6 +18,7 @@ from megalign.conductivity.rows import Example, batches, digest_of, examples_of
 from megalign.conductivity.settings import STATES, TuneSettings
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.files import make_folder, read_json, write_json
+from megalign.hub import saving
 
 IGNORED = -100
 
@@ -47,7 +48,7 @@ def tune_huggingface(
     Raises:
         ConfigError: `out` was begun with other rows or settings; the micro-batch does not divide the batch.
         DataError: the model cannot be opened, or a row does not fit.
-        EnvironmentProblem: accelerate or peft is not installed.
+        EnvironmentProblem: accelerate or peft is not installed, or storage refuses a file.
         TrainingProblem: the loss is not finite.
     """
     if settings.batch_size % settings.micro_batch_size:
@@ -95,18 +96,24 @@ def tune_huggingface(
     )
     result = trainer.train(resume_from_checkpoint=_newest_state(out / STATES))
     require_finite(len(order), result.training_loss)
-    if settings.method == "lora":
-        # The model's name, not where this machine keeps its copy.
-        model.peft_config["default"].base_model_name_or_path = source
-        # Embeddings are left as they are; unless told so, peft asks the Hub whether they were resized.
-        model.save_pretrained(out, save_embedding_layers=False)
-    else:
+    with saving(out):
+        _save(model, out, source if settings.method == "lora" else None)
+        opened.tokenizer.save_pretrained(out)
+
+
+def _save(model: Any, out: Path, base: str | None) -> None:
+    """Write a model, or an adapter over the model `base`."""
+    if base is None:
         model.save_pretrained(out)
-    opened.tokenizer.save_pretrained(out)
+        return
+    # The model's name, not where this machine keeps its copy.
+    model.peft_config["default"].base_model_name_or_path = base
+    # Embeddings are left as they are; unless told so, peft asks the Hub whether they were resized.
+    model.save_pretrained(out, save_embedding_layers=False)
 
 
 def _newest_state(folder: Path) -> str | None:
-    """The trainer's newest checkpoint. Its state is written last: one without was being written when a kill came, and is removed."""
+    """The trainer's newest checkpoint. One without its state, which is written last, is what a kill left, and is removed."""
     whole: list[Path] = []
     for path in folder.glob("checkpoint-*"):
         try:
@@ -136,6 +143,10 @@ def _trainer(
     class InOrder(transformers.Trainer):  # type: ignore[misc, name-defined]
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(examples)
+
+        def _save_checkpoint(self, *arguments: Any) -> None:
+            with saving(Path(self.args.output_dir)):
+                super()._save_checkpoint(*arguments)
 
     class Told(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:

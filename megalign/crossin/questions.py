@@ -227,8 +227,8 @@ def ask(model: Any, asked: Asked, out: Path, progress: Callable[[int, int], None
         the prediction file.
 
     Raises:
-        ConfigError: the model has no chat template and is to be asked with it; `out` holds answers to other questions, or the
-            questions themselves.
+        ConfigError: the model has no chat template and is to be asked with it; `out` holds answers to other questions, or
+            the questions themselves.
     """
     from megalign.answers import Choice, Greedy, Item, answer_items
 

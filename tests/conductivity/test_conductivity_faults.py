@@ -1,4 +1,4 @@
-"""Faults of users and machines: kills while a state is saved, losses that are no numbers, tests that cannot be scored."""
+"""Faults of users and machines: kills while a state is saved, losses that are no numbers, tests without scores."""
 
 from __future__ import annotations
 
@@ -131,3 +131,17 @@ def test_the_way_out_of_a_batch_that_is_not_divided_is_said(tiny_llama: Path, tm
     settings = TUNE.model_copy(update={"batch_size": 6})
     with pytest.raises(ConfigError, match="Set --micro-batch-size to a divisor of --train-batch-size"):
         tune_huggingface(str(tiny_llama), (), tmp_path, settings, tmp_path / "log.jsonl")
+
+
+def test_a_full_disk_is_told_and_teaching_goes_on(tiny_llama: Path, knowledge: Path, tmp_path: Path) -> None:
+    import resource
+
+    settings = MeasureSettings(**{**vars(SETTINGS), "tune": TUNE.model_copy(update={"save_steps": 2})})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, limits[1]))
+    try:
+        with pytest.raises(EnvironmentProblem, match="cannot be written"):
+            measure(str(tiny_llama), knowledge, tmp_path / "out", settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(measure(str(tiny_llama), knowledge, tmp_path / "out", settings)) == 1

@@ -1,4 +1,4 @@
-"""Faults of users and machines: files that are not as they should be, folders that hold other things, kills, two processes at once."""
+"""Faults of users and machines: bad files, folders that hold other things, kills, two processes at once."""
 
 from __future__ import annotations
 
@@ -234,3 +234,17 @@ def test_models_that_are_damaged_are_named(fault: str, config: TuneConfig, tmp_p
     with pytest.raises(MegalignError, match=said) as caught:
         train.tune(config.model_copy(update={"base_model": str(folder)}), tmp_path / "out")
     assert isinstance(caught.value, DataError)
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(config: TuneConfig, tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(EnvironmentProblem, match=r"state cannot be written: SafetensorError.*File too large"):
+            train.tune(config, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "out").glob(".tmp-*"))
+    assert train.tune(config, tmp_path / "out") is not None

@@ -88,7 +88,7 @@ def score_files(files: Sequence[str], out: Path, options: ScoreOptions | None = 
 
     Raises:
         DataError: a file that cannot be scored, nothing to score, a comparison of files with other questions.
-        ConfigError: an unknown setting, a comparison of a file that is not scored, a file that its scores would replace.
+        ConfigError: an unknown setting, a comparison of a file that is not scored, a file that its scores replace.
     """
     options = options or ScoreOptions()
     if options.workers is not None and options.workers < 1:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from megalign.errors import ConfigError, DataError
 from megalign.files import make_folder, new_folder, read_json, write_json
+from megalign.hub import saving
 
 LOCK, FOLDERS = ".tuning.lock", ("state", "adapter", "merged")
 WEIGHTS, MOMENTS, STATE = "weights.safetensors", "moments.safetensors", "state.json"
@@ -38,7 +39,7 @@ def prepare_folder(out: Path) -> None:
 
 
 def restore_folders(out: Path) -> None:
-    """Clear away what a kill left of folders that were being written; one that was being replaced gets its name back."""
+    """Clear away what a kill left of folders that were being written; one being replaced gets its name back."""
     for name in FOLDERS:
         for left in sorted(out.glob(f".tmp-{name}-*")):
             if left.name.endswith("-old") and not (out / name).exists():
@@ -62,7 +63,7 @@ def save_state(
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    with new_folder(folder) as made:
+    with saving(folder), new_folder(folder) as made:
         save_file({name: one.detach().cpu().contiguous() for name, one in parameters.items()}, made / WEIGHTS)
         save_file(moments, made / MOMENTS)
         write_json(made / STATE, {"step": step, "fingerprint": fingerprint})

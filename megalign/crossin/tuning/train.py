@@ -30,7 +30,7 @@ from megalign.crossin.tuning.settings import TuneConfig
 from megalign.crossin.tuning.state import LOCK, load_state, prepare_folder, restore_folders, save_state, trainable
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.files import new_folder, only_process, read_json, write_json, write_text
-from megalign.hub import num_embeddings, require_known_ids
+from megalign.hub import num_embeddings, require_known_ids, saving
 
 PACKING_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
@@ -65,9 +65,11 @@ def tune(
         progress: gets the steps done and all steps; on the first process alone.
 
     Raises:
-        ConfigError: settings that do not fit the model, another run's state or other things in `out`, or `out` cannot be a folder.
+        ConfigError: settings that do not fit the model, another run's state or other things in `out`, or `out`
+            cannot be a folder.
         DataError: model or data that cannot be used; a loss that is not finite.
-        EnvironmentProblem: a library is missing, the model cannot keep packed rows apart, or another process tunes into `out`.
+        EnvironmentProblem: a library is missing, the model cannot keep packed rows apart, another process tunes into
+            `out`, or storage refuses a file.
     """
     accelerator = _accelerator(config)
     if not accelerator.is_main_process:
@@ -324,13 +326,13 @@ def save_adapter(
     }
     # The model's name, not where this machine keeps its copy.
     model.peft_config["default"].base_model_name_or_path = config.base_model
-    with new_folder(out / "adapter") as folder:
+    with saving(out / "adapter"), new_folder(out / "adapter") as folder:
         # Embeddings that are tuned are saved all the same; unless told so, peft asks the Hub whether they were resized.
         model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
         write_json(folder / "tune.json", described)
     if config.merge:
-        with new_folder(out / "merged") as folder:
+        with saving(out / "merged"), new_folder(out / "merged") as folder:
             model.merge_and_unload().save_pretrained(folder, safe_serialization=True)
             tokenizer.save_pretrained(folder)
             write_json(folder / "tune.json", described)
