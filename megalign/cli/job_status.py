@@ -15,7 +15,7 @@ from megalign.cluster.records import Record, records_of
 from megalign.cluster.submit import STATE, SubmittedJob, cancelled_marker, last_jobs, submissions
 from megalign.config import load_study
 from megalign.errors import ConfigError, EnvironmentProblem
-from megalign.files import read_json
+from megalign.files import read_json_object
 from megalign.study.expand import StudyFolder
 from megalign.study.graph import marker_of, steps_of
 from megalign.study.progress import last_metrics
@@ -208,7 +208,7 @@ def _is_done(folder: Path, place: _Place, last: Record | None) -> bool:
     if last is not None:
         return last.event == "done"
     summary = place.output / "run.json"
-    return summary.exists() and read_json(summary).get("status") in ("trained", "done")
+    return summary.exists() and read_json_object(summary).get("status") in ("trained", "done")
 
 
 def _outside_slurm(folder: Path, place: _Place) -> tuple[str, str]:
@@ -221,7 +221,9 @@ def _outside_slurm(folder: Path, place: _Place) -> tuple[str, str]:
 
 def _checkpoints(output: Path) -> str:
     pointers = sorted(output.glob("checkpoints/*/latest"))
-    return ", ".join(f"{path.parent.name} {path.read_text(encoding='utf-8').strip()}" for path in pointers)
+    return ", ".join(
+        f"{path.parent.name} {path.read_text(encoding='utf-8', errors='replace').strip()}" for path in pointers
+    )
 
 
 def _last_error(log: Path) -> str:

@@ -31,7 +31,7 @@ def status(
     if as_json:
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
         return
-    console = Console()
+    console = Console(markup=False, emoji=False)  # paths and errors may hold brackets
     counts = {
         state: sum(step.state == state for step in found.steps) for state in dict.fromkeys(s.state for s in found.steps)
     }

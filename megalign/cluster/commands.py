@@ -13,8 +13,18 @@ from megalign.errors import EnvironmentProblem
 
 _TIMEOUT_SECONDS = 60.0
 _TRIES = 3
-_PENDING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED"}
-_RUNNING = {"RUNNING", "CONFIGURING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED"}
+_PENDING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "SUSPENDED"}
+_ENDED = {
+    "COMPLETED",
+    "CANCELLED",
+    "FAILED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "OUT_OF_MEMORY",
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class QueuedJob:
 
     @property
     def is_running(self) -> bool:
-        """Whether it runs, begins or ends."""
-        return self.state in _RUNNING
+        """Whether it runs, begins or ends; a state that is not known here is one of these, so that nothing runs twice."""
+        return self.state not in _PENDING | _ENDED
 
     @property
     def is_live(self) -> bool:
@@ -59,10 +69,16 @@ def _call(*command: str, tries: int = _TRIES) -> str:
     """
     for number in range(1, tries + 1):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_SECONDS, check=False
+            )
         except FileNotFoundError:
             raise EnvironmentProblem(
                 f"There is no {command[0]} on this machine.", "Slurm's commands are needed here.", "Use a login node."
+            ) from None
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"{command[0]} cannot be started: {error.strerror}.", "Slurm's commands are needed here."
             ) from None
         except subprocess.TimeoutExpired:
             told = f"{command[0]} did not answer within {_TIMEOUT_SECONDS:g} s"
@@ -70,6 +86,7 @@ def _call(*command: str, tries: int = _TRIES) -> str:
             if done.returncode == 0:
                 return done.stdout
             told = (done.stderr.strip() or done.stdout.strip()).replace("\n", "; ")
+            told = told or f"it ended with {done.returncode} and said nothing"
         away = re.search(r"Unable to contact slurm controller|Socket timed out|did not answer|Connection refused", told)
         if not away or number == tries:
             break
@@ -78,9 +95,17 @@ def _call(*command: str, tries: int = _TRIES) -> str:
 
 
 def submit(script: Path, options: Sequence[str]) -> str:
-    """The id of the job that sbatch makes of a script."""
+    """The id of the job that sbatch makes of a script.
+
+    Raises:
+        EnvironmentProblem: it refuses, or names no job.
+    """
     # Once only: after a lost answer the job may be there.
-    return _call("sbatch", "--parsable", *options, str(script), tries=1).strip().split(";")[0]
+    told = _call("sbatch", "--parsable", *options, str(script), tries=1).strip()
+    found = re.search(r"^(\d+)(?:;\S*)?\Z", told, re.MULTILINE)
+    if found is None:
+        raise EnvironmentProblem(f"sbatch: it said {told!r}, which names no job; look with squeue whether there is one")
+    return found[1]
 
 
 def queue(numbers: Sequence[str], tries: int = _TRIES) -> dict[str, QueuedJob]:
@@ -91,7 +116,7 @@ def queue(numbers: Sequence[str], tries: int = _TRIES) -> dict[str, QueuedJob]:
         tries: how often slurmctld is asked where it does not answer.
 
     Raises:
-        EnvironmentProblem: it does not, or there is no squeue.
+        EnvironmentProblem: it does not, there is no squeue, or it says something else.
     """
     if not numbers:
         return {}
@@ -102,11 +127,16 @@ def queue(numbers: Sequence[str], tries: int = _TRIES) -> dict[str, QueuedJob]:
         if "Invalid job id" in str(error):
             return {}
         raise
-    found = {}
-    for line in text.splitlines():
-        number, state, reason, nodes, time_left = (part.strip() for part in line.split("|"))
-        found[number] = QueuedJob(number, state, reason, nodes, time_left)
-    return found
+    jobs = [_queued(line) for line in text.splitlines() if line.strip()]
+    return {job.number: job for job in jobs}
+
+
+def _queued(line: str) -> QueuedJob:
+    match = re.fullmatch(r"\s*(\d[^|]*)\|([^|]+)\|(.*)\|([^|]*)\|([^|]*)", line)
+    if match is None:
+        raise EnvironmentProblem(f"squeue: it said {line!r}, which is no line of the form that was asked for")
+    number, state, reason, nodes, time_left = (part.strip() for part in match.groups())
+    return QueuedJob(number, state, reason, nodes, time_left)
 
 
 def cancel(numbers: Sequence[str]) -> None:

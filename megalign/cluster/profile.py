@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from megalign.config.load import apply_overrides, read_yaml, validate
 from megalign.config.sections import NonNegative, Positive, Section
@@ -55,13 +55,27 @@ def seconds_of(time_limit: str) -> int:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def _time_limit(value: str) -> str:
-    seconds_of(value)
+def _time_limit(value: object) -> object:
+    """Before the type is looked at: without quotes, 4:00:00 is the number 14400 in YAML."""
+    seconds_of(str(value))
     return value
+
+
+def _file(value: str) -> str:
+    if not value:
+        raise ValueError("it is empty")
+    return _line(value)
+
+
+def _resource(value: str) -> str:
+    if re.search(r":\d+\Z", value):
+        raise ValueError(f"{value!r} has a count: every task gets one, leave it out")
+    return _word(value)
 
 
 Word = Annotated[str, AfterValidator(_word)]
 Line = Annotated[str, AfterValidator(_line)]
+File = Annotated[str, AfterValidator(_file)]
 Variable = Annotated[str, AfterValidator(_variable)]
 Option = Annotated[str, AfterValidator(_option)]
 
@@ -72,13 +86,13 @@ class Resources(Section):
     partition: Word | None = Field(None, description="Partition.")
     qos: Word | None = Field(None, description="Quality of service.")
     constraint: Word | None = Field(None, description="Node features, e.g. h100 or rack1|rack2.")
-    gres: Word | None = Field(
+    gres: Annotated[str, AfterValidator(_resource)] | None = Field(
         None, description="Generic resource that every task gets one of, without a count, e.g. gpu or gpu:h100."
     )
     cpus_per_task: Positive = Field(1, description="CPUs of a task; it computes with as many threads.")
     memory_per_cpu: Word | None = Field(None, description="Memory for each CPU, e.g. 5G.")
     exclusive: bool = Field(False, description="Jobs that fill their nodes share them with no other job.")
-    time_limit: Annotated[str, AfterValidator(_time_limit)] = Field(description="HH:MM:SS or D-HH:MM:SS.")
+    time_limit: Annotated[str, BeforeValidator(_time_limit)] = Field(description="HH:MM:SS or D-HH:MM:SS.")
 
 
 class Container(Section):
@@ -87,7 +101,7 @@ class Container(Section):
     kind: Literal["pyxis", "enroot", "apptainer"] = Field(
         description="pyxis: srun --container-image; enroot: enroot start; apptainer: apptainer exec."
     )
-    image: Line = Field(description="Image: a file, or for pyxis also a registry's address.")
+    image: File = Field(description="Image: a file, or for pyxis also a registry's address.")
     mounts: list[Line] = Field(default_factory=list, description="FROM:TO; mount what study, data and cache need.")
     options: list[Option] = Field(default_factory=list, description="More options of the container's command.")
 
@@ -107,7 +121,7 @@ class SiteProfile(Section):
     srun_options: list[Option] = Field(default_factory=list, description="More options of srun, e.g. --cpu-bind=cores.")
     modules: list[Word] = Field(default_factory=list, description="Environment modules to load, in order.")
     environment: dict[Variable, Line] = Field(default_factory=dict, description="Variables of every task.")
-    python: Line = Field(sys.executable, description="Python that has megalign; unset: the one that submits.")
+    python: File = Field(sys.executable, description="Python that has megalign; unset: the one that submits.")
     container: Container | None = Field(None, description="Container; unset: none.")
     node_local: Line | None = Field(
         None, description="Folder on every node's own disk; caches of compilers and temporary files go into it."

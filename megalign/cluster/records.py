@@ -40,7 +40,7 @@ def records_of(folder: Path, step: str) -> list[Record]:
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         parts = line.split("\t")
-        if len(parts) == 9 and all(parts[n].isdigit() for n in (0, 1, 2, 4)):
+        if len(parts) == 9 and all(parts[n].isdecimal() for n in (0, 1, 2, 4)):
             time, submission, link, job, restart, host, event, checkpoints, detail = parts
             found.append(
                 Record(

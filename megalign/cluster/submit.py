@@ -12,8 +12,8 @@ from typing import Any
 from megalign.cluster import commands
 from megalign.cluster.plan import SlurmJob, SlurmStep, jobs_of
 from megalign.cluster.render import SUPERVISOR, Submission, render, supervisor, task_lines
-from megalign.errors import ConfigError, EnvironmentProblem
-from megalign.files import make_folder, read_json, write_json, write_text
+from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.files import lock, make_folder, read_json_object, write_json, write_text
 
 STATE = "slurm.json"
 
@@ -42,15 +42,37 @@ class SubmittedJob:
 
 
 def submissions(folder: Path) -> list[dict[str, Any]]:
-    """All submissions of a folder, oldest first; none where it was never submitted."""
+    """All submissions of a folder, oldest first; none where it was never submitted.
+
+    Raises:
+        DataError: the file that names them is damaged.
+    """
     path = folder / STATE
-    return list(read_json(path)["submissions"]) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        known = list(read_json_object(path)["submissions"])
+        for one in known:
+            _jobs(one)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} does not say what was submitted: {type(error).__name__} {error}.",
+            "It was changed by hand or damaged.",
+            "Look with squeue whether jobs of it run, cancel them, and remove it.",
+        ) from None
+    return known
+
+
+def _jobs(submission: dict[str, Any]) -> list[SubmittedJob]:
+    """The jobs of a submission, as slurm.json has them."""
+    int(submission["number"])
+    return [SubmittedJob(**job) for job in submission["jobs"]]
 
 
 def last_jobs(folder: Path) -> list[SubmittedJob]:
     """The jobs of the last submission."""
     known = submissions(folder)
-    return [SubmittedJob(**job) for job in known[-1]["jobs"]] if known else []
+    return _jobs(known[-1]) if known else []
 
 
 def cancelled_marker(folder: Path, number: int) -> Path:
@@ -125,9 +147,19 @@ def submit(planned: Sequence[tuple[SlurmJob, int]], submission: Submission) -> l
     """Write and submit the planned jobs with their dependencies.
 
     Raises:
-        ConfigError: jobs of an earlier submission are in the queue.
+        ConfigError: jobs of an earlier submission are in the queue, or another process submits the folder.
         EnvironmentProblem: sbatch refused a job; those submitted before it are cancelled.
     """
+    make_folder(submission.scripts)
+    with (submission.scripts / "lock").open("ab") as stream:
+        if not lock(stream):
+            raise ConfigError(
+                f"Another process submits {submission.folder} right now.", "Two submissions would do one work."
+            )
+        return _submit(planned, submission)
+
+
+def _submit(planned: Sequence[tuple[SlurmJob, int]], submission: Submission) -> list[SubmittedJob]:
     folder = submission.folder
     check_idle(folder)
     write_scripts(planned, submission)
@@ -140,12 +172,24 @@ def submit(planned: Sequence[tuple[SlurmJob, int]], submission: Submission) -> l
             _note(submission, done)
     except EnvironmentProblem as error:
         cancelled_marker(folder, submission.number).touch()
-        commands.cancel([job.number for job in done])
         raise EnvironmentProblem(
-            f"{error.what} (job {planned[len(done)][0].name}; the {len(done)} jobs submitted before it are cancelled).",
-            fix=f"Look at {submission.scripts / script_name(*planned[len(done)])}, correct the profile, submit again.",
+            f"{error.what} (job {planned[len(done)][0].name}{_cancelled([job.number for job in done])})",
+            error.why,
+            error.fix
+            or f"Look at {submission.scripts / script_name(*planned[len(done)])}, correct the profile, submit again.",
         ) from None
     return done
+
+
+def _cancelled(numbers: list[str]) -> str:
+    """Cancel jobs whose submission failed; what became of them."""
+    if not numbers:
+        return ""
+    try:
+        commands.cancel(numbers)
+    except EnvironmentProblem as error:
+        return f"; those before it could not be cancelled, {error.what}; do it yourself: scancel {' '.join(numbers)}"
+    return f"; the {len(numbers)} jobs submitted before it are cancelled"
 
 
 def _note(submission: Submission, jobs: list[SubmittedJob]) -> None:

@@ -158,7 +158,7 @@ class StudyConfig(Section):
     @classmethod
     def _name_is_a_folder(cls, value: str) -> str:
         if not _NAME.match(value):
-            raise ValueError(f"{value!r} must be letters, digits, '.', '_' and '-'")
+            raise ValueError(f"{value!r} must be letters, digits, '.', '_' and '-', and begin with a letter or digit")
         return value
 
     @model_validator(mode="after")
@@ -166,7 +166,9 @@ class StudyConfig(Section):
         labels = [method.label for method in self.methods]
         for label in labels:
             if not _NAME.match(label):
-                raise ValueError(f"method name {label!r} must be letters, digits, '.', '_' and '-'")
+                raise ValueError(
+                    f"method name {label!r} must be letters, digits, '.', '_' and '-', and begin with a letter or digit"
+                )
             if labels.count(label) > 1:
                 raise ValueError(f"two methods are called {label!r}: give one of them another `name`")
         if len(set(self.seeds)) < len(self.seeds):
