@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Say where memory ran out that both models are held whole."""
+    from megalign.engine.device import out_of_memory
+    from megalign.errors import EnvironmentProblem
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error) is None:
+            raise
+        raise EnvironmentProblem(
+            f"There is not enough memory here: {' '.join(str(error).split())}",
+            "Both models are held whole, in float32, to compare their logits. Nothing was written.",
+            "Use a machine with more memory.",
+        ) from error
 
 
 def export(
@@ -26,12 +46,14 @@ def export(
     Example: `megalign export runs/demo/runs/prealign/seed0 exported`
     """
     from megalign.evaluation.huggingface import export_run
+    from megalign.study.worker import leaving_on_request
 
     path = checkpoint or run
     if checkpoint is not None and not checkpoint.exists() and checkpoint.name == str(checkpoint):
         found = sorted(run.glob(f"checkpoints/*/{checkpoint}"))
         path = found[-1] if found else checkpoint
-    done = export_run(path, out, store=store, say=lambda text: print(text, flush=True))
+    with leaving_on_request(), _memory_told():
+        done = export_run(path, out, store=store, say=lambda text: print(text, flush=True))
     print(f"{done.parity}")
     print(f"{done.folder}: {done.model_class}, {done.vocab_size} ids")
 
@@ -55,15 +77,17 @@ def import_(
     Example: `megalign import gpt2-folder start --language en --language de`
     """
     from megalign.evaluation.huggingface import import_model
+    from megalign.study.worker import leaving_on_request
 
-    done = import_model(
-        model,
-        out,
-        languages=language or (),
-        eos_token=eos_token,
-        vocab_size_multiple=vocab_size_multiple,
-        say=lambda text: print(text, flush=True),
-    )
+    with leaving_on_request(), _memory_told():
+        done = import_model(
+            model,
+            out,
+            languages=language or (),
+            eos_token=eos_token,
+            vocab_size_multiple=vocab_size_multiple,
+            say=lambda text: print(text, flush=True),
+        )
     print(f"{done.parity}")
     if done.num_dropped_rows:
         print(f"{done.num_dropped_rows} rows of the embedding belong to no id of the tokenizer and were left out")

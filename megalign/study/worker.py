@@ -26,7 +26,7 @@ class _Leave(BaseException):
 
 
 @contextmanager
-def _leaving_on_request() -> Iterator[None]:
+def leaving_on_request() -> Iterator[None]:
     """While active, a request to stop ends the work at once with code 75: there is nothing to save yet, or any more.
 
     Training and measuring put handlers of their own in place that wait for a step's end.
@@ -154,7 +154,7 @@ def work(arguments: list[str]) -> None:
     `nli-run STUDY LABEL SEED`: language inference on a run of a study. `lm-eval RUN SETTINGS [OVERRIDE...]`: tasks of
     lm-evaluation-harness, `nli RUN SETTINGS [OVERRIDE...]`: language inference, SETTINGS being JSON.
     """
-    with _leaving_on_request():
+    with leaving_on_request():
         _work(*arguments)
 
 

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from megalign.config import ModelConfig, RunConfig, load_run, validate
 from megalign.config.compare import differences
+from megalign.config.load import read_yaml
 from megalign.corpus.store import TokenStore
 from megalign.corpus.tokenizer import Tokenizer
 from megalign.corpus.vocabulary import Vocabulary
 from megalign.engine import checkpoint
 from megalign.errors import ConfigError, DataError
-from megalign.files import read_json
+from megalign.files import read_json_object
 from megalign.training.inputs import RunFolder, RunInputs
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def find_weights(path: Path, store: Path | None = None) -> Weights:
     """
     named = path if (path / checkpoint.MARKER).is_file() else None
     # OWNER/checkpoints/STAGE/step_00000012
-    owner = path.resolve().parents[2] if named else path
+    owner = (path / "../../..").resolve() if named else path
     imported = ImportedFolder(owner)
     if imported.exists:
         return _imported(imported, named)
@@ -110,10 +109,17 @@ def _imported(folder: ImportedFolder, named: Path | None) -> Weights:
     where = named or checkpoint.latest(folder.checkpoints)
     if where is None:
         raise DataError(f"{folder.path} has no checkpoint.", fix="Import the model again.")
-    content = yaml.safe_load(folder.model.read_text(encoding="utf-8"))
-    model = validate(ModelConfig, content["model"], str(folder.model))
-    facts = read_json(folder.facts)
-    vocabulary = Vocabulary.from_json(facts["vocabulary"], Tokenizer.load(folder.tokenizer, facts["eos_token"]))
+    section = read_yaml(folder.model).get("model")
+    model = validate(ModelConfig, section if isinstance(section, dict) else {}, str(folder.model))
+    facts = read_json_object(folder.facts)
+    try:
+        vocabulary = Vocabulary.from_json(facts["vocabulary"], Tokenizer.load(folder.tokenizer, facts["eos_token"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder.facts} does not say what an import says: {type(error).__name__} {error}.",
+            "It was changed by hand or damaged.",
+            "Import the model again.",
+        ) from None
     state, _ = checkpoint.read_marker(where)
     return Weights(where, model, vocabulary, None, None, state)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megalign.config.sections import ModelConfig
+from megalign.config import ModelConfig, validate
 from megalign.errors import ConfigError, DataError
 
 _GELU = {
@@ -181,6 +181,7 @@ def model_from(config: Any, tokenizer_vocab_size: int, multiple: int | None, nam
 
     Raises:
         DataError: the model computes what ours do not.
+        ConfigError: a value is none that our setting can have.
     """
     architecture = named(config.model_type, name)
     read = {"gpt2": _from_gpt2, "gpt_neox": _from_neox, "llama": _from_llama}[architecture.model_type]
@@ -194,14 +195,13 @@ def model_from(config: Any, tokenizer_vocab_size: int, multiple: int | None, nam
         )
     if multiple is None:
         multiple = next(m for m in (128, 64, 32, 16, 8, 4, 2, 1) if tokenizer_vocab_size % m == 0)
-    return ModelConfig.model_validate(
-        {
-            **values,
-            "tied_embeddings": bool(config.tie_word_embeddings),
-            "init_std": float(config.initializer_range),
-            "vocab_size_multiple": multiple,
-        }
-    )
+    content = {
+        **values,
+        "tied_embeddings": bool(config.tie_word_embeddings),
+        "init_std": float(config.initializer_range),
+        "vocab_size_multiple": multiple,
+    }
+    return validate(ModelConfig, content, name)
 
 
 def _from_gpt2(config: Any, problems: list[str]) -> dict[str, Any]:
@@ -294,6 +294,7 @@ def _rope(config: Any, problems: list[str]) -> dict[str, Any]:
 
 def _base(rope: Mapping[str, Any], problems: list[str]) -> int:
     base = float(rope["rope_theta"])
-    if base != int(base):
+    if not base.is_integer():
         problems.append(f"the base of its rotary frequencies is {base:g}, no whole number")
+        return 0
     return int(base)

@@ -12,7 +12,6 @@ import numpy as np
 
 from megalign import __version__
 from megalign.answers.trained_run import single_process
-from megalign.config import RunConfig
 from megalign.config.layout import Layout
 from megalign.config.sections import ParallelConfig, PrecisionConfig
 from megalign.engine import checkpoint
@@ -21,7 +20,7 @@ from megalign.errors import ConfigError
 from megalign.evaluation.huggingface.architectures import architecture_of
 from megalign.evaluation.huggingface.card import write_card
 from megalign.evaluation.huggingface.files import quiet, read_model, transformers, write_model
-from megalign.evaluation.huggingface.parity import Parity, compare, random_windows
+from megalign.evaluation.huggingface.parity import LONGEST, Parity, compare, random_windows
 from megalign.evaluation.huggingface.tokenizer_files import write_tokenizer
 from megalign.files import new_folder
 from megalign.training.initial import Weights, find_weights
@@ -125,20 +124,20 @@ def _compare(found: Weights, folder: Path) -> Parity:
 
 
 def windows_of(found: Weights) -> np.ndarray:
-    """Windows of every language the run read, held-out ones where there are: int64 [windows, sequence length]."""
-    length = found.model.sequence_length
+    """Windows of every language the run read, held-out ones where there are: int64 [windows, LONGEST at most]."""
+    length = min(found.model.sequence_length, LONGEST)
     if found.store is None or found.config is None:
         return random_windows(found.vocabulary.size, length)
     windows = [
         window
         for source in found.config.data.all_sources
-        for window in _windows(found, found.config, source.language, source.as_clone)
+        for window in _windows(found, length, source.language, source.as_clone)
     ]
     return np.stack(windows)
 
 
-def _windows(found: Weights, config: RunConfig, language: str, as_clone: str | None) -> list[np.ndarray]:
-    store, length = found.store, config.model.sequence_length
+def _windows(found: Weights, length: int, language: str, as_clone: str | None) -> list[np.ndarray]:
+    store = found.store
     assert store is not None
     splits = [
         name for name in ("valid", "train") if store.has(language, name) and store.num_tokens(language, name) >= length

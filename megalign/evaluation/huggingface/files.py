@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megalign.config.sections import ModelConfig
+from megalign.engine.device import out_of_memory
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.evaluation.huggingface.architectures import Architecture
 from megalign.evaluation.huggingface.weights import rules, to_huggingface
@@ -101,6 +102,8 @@ def write_model(
     made.config.dtype = dtype
     made.generation_config = library.GenerationConfig(**special, do_sample=False)
     made.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors writes files that nobody else may read
 
 
 def _input_name(model: Any) -> str:
@@ -126,19 +129,36 @@ def read_model(folder: Path, dtype: str = "auto") -> Any:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by their names
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever transformers and safetensors make of damaged files
+        if out_of_memory(error):
+            raise
         first = (str(error).strip() or "no message").splitlines()[0]
         raise DataError(
             f"{folder} cannot be opened as a causal language model: {type(error).__name__}: {first}",
             "Models are read from local files with safetensors weights; code that comes with a model is never run.",
-            "Correct the path, or convert the weights to safetensors.",
+            "Correct the path, download the files again, or convert the weights to safetensors.",
         ) from error
-    lacking = sorted(told["missing_keys"]) + sorted(told["mismatched_keys"])
-    if lacking:
-        raise DataError(
-            f"{folder} has no tensors for {', '.join(map(str, lacking[:3]))} ({len(lacking)} in all).",
-            "They would be random numbers.",
-            "Download or save the model again.",
-        )
+    _require_all(folder, told)
     return model
+
+
+def _require_all(folder: Path, told: Mapping[str, Any]) -> None:
+    """Refuse what transformers reads all the same: it fills up what is missing and leaves out what is too much."""
+    shapes = [f"{name} ({_shape(found)}, not {_shape(wanted)})" for name, found, wanted in told["mismatched_keys"]]
+    for names, what, why in (
+        (told["missing_keys"], "has no tensors for", "They would be random numbers."),
+        (shapes, "has tensors of other shapes than config.json says:", "They would be random numbers."),
+        (told["unexpected_keys"], "has tensors that config.json knows nothing of:", "They would be left out."),
+    ):
+        if names:
+            raise DataError(
+                f"{folder} {what} {', '.join(sorted(map(str, names))[:3])} ({len(names)} in all).",
+                why,
+                "Download or save the model again, configuration and weights together.",
+            )
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))

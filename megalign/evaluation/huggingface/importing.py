@@ -24,9 +24,9 @@ from megalign.evaluation.huggingface.architectures import model_from, named
 from megalign.evaluation.huggingface.export import refuse_filled
 from megalign.evaluation.huggingface.files import output_name, quiet, read_model, transformers
 from megalign.evaluation.huggingface.parity import Parity, compare, random_windows
-from megalign.evaluation.huggingface.tokenizer_files import OWN, read_tokenizer
+from megalign.evaluation.huggingface.tokenizer_files import own_facts, read_tokenizer
 from megalign.evaluation.huggingface.weights import EMBEDDING, OUTPUT, Tensors, from_huggingface, rules
-from megalign.files import new_folder, read_json, write_json, write_text
+from megalign.files import new_folder, read_json_object, write_json, write_text
 from megalign.hub import local_model
 from megalign.training.initial import STAGE, ImportedFolder
 
@@ -87,7 +87,7 @@ def import_model(
     source = Path(local_model(name_or_path))
     _refuse_early(source)
     tokenizer = read_tokenizer(source, eos_token)
-    told = read_json(source / "config.json").get(OWN) or {}
+    told = own_facts(source)
     named_languages = tuple(languages) or tuple(told.get("languages", ("en",)))
     vocabulary = Vocabulary(tokenizer, named_languages, told.get("clone_of"))
     with quiet():
@@ -116,15 +116,16 @@ def _refuse_early(source: Path) -> None:
     """Before the weights are read."""
     if not (source / "config.json").is_file():
         raise DataError(f"{source} has no config.json.", "It is no Hugging Face model.", "Name the folder of a model.")
-    named(str(read_json(source / "config.json").get("model_type")), str(source))
+    named(str(read_json_object(source / "config.json").get("model_type")), str(source))
 
 
 def _our_weights(theirs: Any, model: ModelConfig, vocabulary: Vocabulary, source: Path) -> Tensors:
     architecture = named(theirs.config.model_type, str(source))
     output = output_name(theirs)
     tensors = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
+    _refuse_broken(tensors, str(source))
     if model.tied_embeddings:
-        tensors.pop(output, None)
+        _refuse_untied(tensors.pop(output, None), theirs.get_input_embeddings().weight, str(source))
     dtypes = {tensor.dtype for tensor in tensors.values()}
     target = torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
     weights = from_huggingface(rules(architecture, model, output), model, tensors)
@@ -136,6 +137,25 @@ def _our_weights(theirs: Any, model: ModelConfig, vocabulary: Vocabulary, source
             "Use the tokenizer the model was trained with.",
         )
     return {name: tensor.to(target) for name, tensor in weights.items()}
+
+
+def _refuse_broken(tensors: Tensors, name: str) -> None:
+    broken = sorted(key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all()))
+    if broken:
+        raise DataError(
+            f"{name} has {len(broken)} tensors with values that are not finite ({', '.join(broken[:3])}).",
+            "Nothing can be learned from such weights.",
+            "Download or save the model again.",
+        )
+
+
+def _refuse_untied(output: torch.Tensor | None, embedding: torch.Tensor, name: str) -> None:
+    if output is not None and not torch.equal(output, embedding):
+        raise DataError(
+            f"{name} has output rows of its own, and its config.json says tie_word_embeddings.",
+            "One of them would be lost.",
+            "Set tie_word_embeddings to false in config.json if the output rows are to be used.",
+        )
 
 
 def _pad(weights: Tensors, model: ModelConfig, vocab_size: int, theirs: Any) -> None:

@@ -28,6 +28,8 @@ from megalign.errors import DataError
 
 _UNIT = 2.0**-24
 _ROOM = 4.0
+# Attention's scores grow with the square of a window, and both models hold all of them.
+LONGEST = 2048
 # So many logits at once, in float32, in each of the two models.
 _LOGITS = 1 << 26
 
@@ -62,8 +64,9 @@ def tolerance(model: ModelConfig, max_logit: float) -> float:
 
 
 def random_windows(num_ids: int, length: int, count: int = 4) -> np.ndarray:
-    """Windows of ids drawn alike: int64 [count, length]."""
-    return generator(0, "huggingface", "windows").integers(0, num_ids, (count, length), dtype=np.int64)
+    """Windows of ids drawn alike, as long as the model's: int64 [count, LONGEST at most]."""
+    shape = (count, min(length, LONGEST))
+    return generator(0, "huggingface", "windows").integers(0, num_ids, shape, dtype=np.int64)
 
 
 def compare(

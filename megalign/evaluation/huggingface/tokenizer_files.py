@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from megalign.corpus.tokenizer import Tokenizer
-from megalign.errors import DataError
-from megalign.files import read_json, write_json, write_text
+from megalign.errors import ConfigError, DataError
+from megalign.files import read_json_object, write_json, write_text
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 # The key of ours in config.json.
@@ -65,6 +65,7 @@ def read_tokenizer(folder: Path, eos_token: str | None) -> Tokenizer:
         eos_token: its end-of-text token; None: that of tokenizer_config.json, else one of the usual.
 
     Raises:
+        ConfigError: it was exported with another end-of-text token.
         DataError: there is none, or it is not the one that was exported.
     """
     path = next((folder / name for name in (TOKENIZER, "tokenizer.model") if (folder / name).is_file()), None)
@@ -74,9 +75,15 @@ def read_tokenizer(folder: Path, eos_token: str | None) -> Tokenizer:
             "Without the tokenizer nobody could build a token store for the model.",
             "Save the tokenizer with the model (AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)).",
         )
-    kept = (read_json(folder / "config.json").get(OWN) or {}).get("tokenizer")
+    kept = own_facts(folder).get("tokenizer")
     if kept and path.name == TOKENIZER:
-        spec = {**read_json(path), "post_processor": kept["post_processor"]}
+        if eos_token not in (None, kept["eos_token"]):
+            raise ConfigError(
+                f"The end-of-text token is to be {eos_token!r}; {folder} was exported with {kept['eos_token']!r}.",
+                "The model was trained with that one.",
+                "Leave --eos-token out.",
+            )
+        spec = {**read_json_object(path), "post_processor": kept["post_processor"]}
         tokenizer = Tokenizer(orjson.dumps(spec).decode(), kept["eos_token"])
         if tokenizer.fingerprint != kept["fingerprint"]:
             raise DataError(
@@ -89,10 +96,36 @@ def read_tokenizer(folder: Path, eos_token: str | None) -> Tokenizer:
     return Tokenizer.load(path, eos_token or _named_eos(folder))
 
 
+def own_facts(folder: Path) -> dict[str, Any]:
+    """What an export noted in config.json of a Hugging Face folder; empty where it is another's model.
+
+    Raises:
+        DataError: config.json is damaged, or the note is none of an export.
+    """
+    path = folder / "config.json"
+    found = read_json_object(path).get(OWN)
+    if found is None:
+        return {}
+    if not _is_of_export(found):
+        raise DataError(
+            f"The key {OWN!r} of {path} is not what an export writes.",
+            "It says which languages and clones the ids belong to.",
+            "Restore the file, or remove the key to take the model as another's.",
+        )
+    return dict(found)
+
+
+def _is_of_export(found: Any) -> bool:
+    kept = found.get("tokenizer") if isinstance(found, dict) else None
+    whole = isinstance(kept, dict) and {"post_processor", "eos_token", "fingerprint"} <= kept.keys()
+    languages, clones = (found.get("languages"), found.get("clone_of")) if whole else (None, None)
+    return isinstance(languages, list) and bool(languages) and isinstance(clones, dict)
+
+
 def _named_eos(folder: Path) -> str | None:
     if not (folder / TOKENIZER_CONFIG).is_file():
         return None
-    named = read_json(folder / TOKENIZER_CONFIG).get("eos_token")
+    named = read_json_object(folder / TOKENIZER_CONFIG).get("eos_token")
     if isinstance(named, dict):
         named = named.get("content")
     return named if isinstance(named, str) else None
