@@ -54,7 +54,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace those of the file, as section.key=value.")
 ]
 _LOG_COLUMNS = 120
-Threads = Annotated[int, typer.Option(help="CPU threads each process computes with.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads each process computes with.")]
 
 
 @app.callback(invoke_without_command=True)

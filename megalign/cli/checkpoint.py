@@ -107,7 +107,7 @@ def reshard_checkpoint(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint to read; unset: the run's latest.")] = None,
     without_optimizer: Annotated[bool, typer.Option("--without-optimizer", help="Write weights only.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads each process computes with.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads each process computes with.")] = 1,
 ) -> None:
     """Write a checkpoint again from the processes of another layout, every number as it was.
 

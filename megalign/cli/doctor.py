@@ -8,6 +8,7 @@ import platform
 import shutil
 from importlib import metadata
 
+from rich.markup import escape
 from rich.table import Table
 
 _PACKAGES = {
@@ -35,6 +36,8 @@ def _version(package: str, module: str) -> str | None:
             return None
     except ModuleNotFoundError:
         return None
+    except ImportError as error:
+        return f"[red]broken:[/red] {escape(str(error))}"
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -43,9 +46,13 @@ def _version(package: str, module: str) -> str | None:
 
 def _paths() -> list[tuple[str, str, str]]:
     """(what, which path, why) of the engine's choices on this machine."""
-    import torch
+    slurm = ("Slurm", "sbatch found" if shutil.which("sbatch") else "not here", "PATH")
+    try:
+        import torch
 
-    from megalign.engine.device import BACKEND, DEVICE, transformer_engine_available
+        from megalign.engine.device import BACKEND, DEVICE, transformer_engine_available
+    except (ImportError, OSError) as error:
+        return [("engine", "[red]cannot start[/red]", escape(str(error))), slurm]
 
     cuda = DEVICE.type == "cuda"
     name = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
@@ -71,7 +78,7 @@ def _paths() -> list[tuple[str, str, str]]:
             adam,
             "TransformerEngine" if engine else "apex" if cuda and apex else "neither TransformerEngine nor apex in use",
         ),
-        ("Slurm", "sbatch found" if shutil.which("sbatch") else "not here", "PATH"),
+        slurm,
     ]
 
 

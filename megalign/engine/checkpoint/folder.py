@@ -54,7 +54,7 @@ def complete(folder: Path) -> list[Path]:
 def pointed_name(folder: Path) -> str:
     """What the pointer says; empty where there is none."""
     pointer = folder / POINTER
-    return pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
+    return pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.exists() else ""
 
 
 def latest(folder: Path) -> Path | None:
@@ -133,7 +133,8 @@ def read_marker(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (path / MARKER).exists():
         raise DataError(f"{path} is not a complete checkpoint: it has no {MARKER}.")
     content = read_json(path / MARKER)
-    facts = content.get("checkpoint", {}) if isinstance(content, dict) else {}
+    facts = content.get("checkpoint") if isinstance(content, dict) else None
+    facts = facts if isinstance(facts, dict) else {}
     if facts.get("format") != FORMAT:
         raise DataError(
             f"{path / MARKER} is of format {facts.get('format')!r}, this version of megalign reads {FORMAT}.",

@@ -15,15 +15,21 @@ from megalign.errors import ConfigError, DataError
 
 
 def check_target(target: Path) -> None:
-    """Refuse a folder that has checkpoints already.
+    """Refuse a folder that holds anything but what a stopped resharding left.
 
     Raises:
-        ConfigError: it has.
+        ConfigError: it does, or it is a file.
     """
     if complete(target):
         raise ConfigError(
             f"{target} already has checkpoints.",
             "Those of two layouts or runs would stand side by side.",
+            "Name a new folder.",
+        )
+    if target.exists() and not (target.is_dir() and all(path.name.startswith(".") for path in target.iterdir())):
+        raise ConfigError(
+            f"{target} exists already.",
+            "The checkpoint would stand between other files, and be taken for theirs.",
             "Name a new folder.",
         )
 
