@@ -25,7 +25,7 @@ def lm_eval(
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: as trained.")] = None,
     gen_kwargs: Annotated[str | None, typer.Option(help="Of generating tasks, e.g. max_gen_toks=32.")] = None,
     allow_download: Annotated[bool, typer.Option("--allow-download", help="May fetch the tasks' data.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads each process computes with.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads each process computes with.")] = 1,
 ) -> None:
     """Evaluate a run with lm-evaluation-harness, without exporting it.
 
@@ -35,6 +35,7 @@ def lm_eval(
     Example: `megalign lm-eval runs/demo/runs/prealign/seed0 --tasks xnli_en --out runs/demo-xnli`
     """
     from megalign.cli.processes import run_worker
+    from megalign.config import validate
     from megalign.config.layout import Layout
     from megalign.errors import ConfigError
     from megalign.evaluation.harness_run import HarnessSettings, go_offline, reading
@@ -43,18 +44,19 @@ def lm_eval(
     named = [name for name in tasks.split(",") if name]
     if not named:
         raise ConfigError("No tasks are named.", fix="Name some: --tasks xnli_en,xstorycloze_zh.")
-    settings = HarnessSettings(
-        out=str(out),
-        tasks=named,
-        include_path=str(include_path) if include_path else None,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        batch_size=batch_size,
-        language=language,
-        dtype=dtype,
-        gen_kwargs=gen_kwargs,
-        allow_download=allow_download,
-    )
+    content = {
+        "out": str(out),
+        "tasks": named,
+        "include_path": str(include_path) if include_path else None,
+        "num_fewshot": num_fewshot,
+        "limit": limit,
+        "batch_size": batch_size,
+        "language": language,
+        "dtype": dtype,
+        "gen_kwargs": gen_kwargs,
+        "allow_download": allow_download,
+    }
+    settings = validate(HarnessSettings, content, "the options")
     config = reading(run, overrides or [], dtype)
     make_folder(out)
     if not allow_download:

@@ -23,7 +23,7 @@ def nli(
     max_tokens: Annotated[
         int | None, typer.Option(min=8, help="Longest pair; unset: the model's sequence length.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads each process computes with.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads each process computes with.")] = 1,
 ) -> None:
     """Fine-tune a run on inference in its source language, and test it in others (zero-shot cross-lingual transfer).
 
@@ -39,8 +39,10 @@ def nli(
     from megalign.errors import ConfigError
 
     named = dict(one.partition("=")[::2] for one in test or [])
-    if not train or not named or not all(named.values()):
+    if not train or not named or not all(named) or not all(named.values()):
         raise ConfigError("Files are missing.", fix="Name them: --train FILE --test LANGUAGE=FILE.")
+    if len(named) < len(test or []):
+        raise ConfigError("A language has two --test files.", "Only one would be read.", "Name one file a language.")
     content = {
         "kind": "files",
         "train": train,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ _LABELS["contradictory"] = "contradiction"
 _UNLABELLED = ("-", "-1", "")
 _PREMISES, _HYPOTHESES = ("premise", "sentence1"), ("hypothesis", "hypo", "sentence2")
 _GOLD = ("gold_label", "label")
+_UNREADABLE = (UnicodeDecodeError, pyarrow.ArrowInvalid, OSError, EOFError, csv.Error, zlib.error, zstandard.ZstdError)
 
 
 def read_pairs(path: Path, language: str) -> list[Pair]:
@@ -58,7 +60,7 @@ def read_pairs(path: Path, language: str) -> list[Pair]:
             raise DataError(
                 f"{place} has the label {label!r}.", f"Labels are {', '.join(LABELS)} or 0, 1, 2.", "Correct the file."
             )
-        premise, hypothesis = (_text(_field(row, names, place), language) for names in (_PREMISES, _HYPOTHESES))
+        premise, hypothesis = (_text(_field(row, names, place), language, place) for names in (_PREMISES, _HYPOTHESES))
         if premise is not None and hypothesis is not None:
             pairs.append(Pair(premise, hypothesis, _LABELS[label]))
     if not pairs:
@@ -92,17 +94,19 @@ def _field(row: dict[str, Any], names: tuple[str, ...], place: str) -> Any:
     )
 
 
-def _text(value: Any, language: str) -> str | None:
+def _text(value: Any, language: str, place: str) -> str | None:
     """A text, or that of a language where a row has all; None where it lacks the language."""
-    if isinstance(value, dict):
-        if "translation" in value:
-            found = dict(zip(value["language"], value["translation"], strict=True)).get(language)
-        else:
-            found = value.get(language)
-        return None if found is None else str(found)
-    if isinstance(value, list):  # pyarrow's form of a map
-        return dict(value).get(language)
-    return str(value)
+    if isinstance(value, str):
+        return value
+    try:
+        apart = isinstance(value, dict) and "translation" in value
+        pairs = zip(value["language"], value["translation"], strict=True) if apart else value
+        found = dict(pairs).get(language)  # a list of pairs is pyarrow's form of a map
+    except (KeyError, TypeError, ValueError):
+        found = value
+    if found is None or isinstance(found, str):
+        return found
+    raise DataError(f"{place} has no text, but {value!r}.", fix="Give a file in one of XNLI's formats.")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -122,7 +126,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _table_rows(path)
         elif name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
             for number, line in enumerate(_bytes(path).splitlines(), start=1):
-                yield f"{path}, line {number}", orjson.loads(line)
+                yield f"{path}, line {number}", _json_row(line, f"{path}, line {number}")
         elif name.endswith(".parquet"):
             yield from _arrow_rows(path, parquet.read_table(path))
         elif name.endswith(".arrow"):
@@ -130,14 +134,20 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield from _arrow_rows(path, pyarrow.ipc.open_stream(stream).read_all())
         else:
             raise DataError(f"{path} is neither .tsv, .jsonl, .parquet nor .arrow.", fix="Name another file.")
-    except (orjson.JSONDecodeError, UnicodeDecodeError, pyarrow.ArrowInvalid, OSError, zstandard.ZstdError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path} cannot be read: {error}.", fix="Restore the file.") from None
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     # XNLI quotes nothing: a quotation mark is a quotation mark.
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), delimiter="\t", quoting=csv.QUOTE_NONE)
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter="\t", quoting=csv.QUOTE_NONE)
     for number, row in enumerate(reader, start=2):
+        if None in row:
+            raise DataError(
+                f"{path}, line {number} has more fields than the first line names.",
+                "A tab within a text would shift the others.",
+                "Correct the line.",
+            )
         yield f"{path}, line {number}", row
 
 
@@ -151,5 +161,25 @@ def _bytes(path: Path) -> bytes:
     if path.name.endswith(".gz"):
         return gzip.decompress(content)
     if path.name.endswith(".zst"):
-        return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)).read()
+        return b"".join(_frames(content))
     return content
+
+
+def _frames(content: bytes) -> Iterator[bytes]:
+    """What the frames of a .zst file hold; joined files have several."""
+    while content:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        yield frame.decompress(content)
+        if not frame.eof:
+            raise zstandard.ZstdError("it is cut off")
+        content = frame.unused_data
+
+
+def _json_row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{place} cannot be read: {error}.", fix="Correct the line.") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is no JSON object.", fix="Give a file in one of XNLI's formats.")
+    return row

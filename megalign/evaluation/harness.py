@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from megalign.answers.trained_run import RunModel, open_run
 from megalign.errors import ConfigError, DataError, MegalignError, report_error
+from megalign.files import write_text
 
 # lm_eval's own default.
 MAX_NEW_TOKENS = 256
@@ -169,13 +170,19 @@ class MegalignLM(TemplateLM):
 
     def _generation(self, settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
         """New tokens and stop texts of a task's generation_kwargs."""
-        if settings.get("do_sample") or float(settings.get("temperature") or 0.0) > 0:
+        if settings.get("do_sample") or settings.get("temperature") not in (None, 0, "0"):
             raise ConfigError(
                 f"A task samples: {settings}.",
                 "Answers here are greedy.",
                 "Set gen_kwargs do_sample=False,temperature=0, or export the model and use --model hf.",
             )
-        number = int(next((settings[name] for name in _NEW_TOKENS if settings.get(name)), self.max_gen_toks))
+        asked = next((settings[name] for name in _NEW_TOKENS if settings.get(name) is not None), self.max_gen_toks)
+        try:
+            number = int(asked)
+        except (TypeError, ValueError):
+            number = 0
+        if number < 1:
+            raise ConfigError(f"A task generates {asked!r} tokens.", fix="Set gen_kwargs max_gen_toks to 1 or more.")
         if number >= self.max_length:
             raise ConfigError(
                 f"A task generates up to {number} tokens; the model takes {self.max_length} with the prompt.",
@@ -183,7 +190,7 @@ class MegalignLM(TemplateLM):
                 f"Set gen_kwargs max_gen_toks to less than {self.max_length}.",
             )
         until = settings.get("until") or []
-        return number, tuple([until] if isinstance(until, str) else until)
+        return number, tuple(map(str, until if isinstance(until, list | tuple) else [until]))
 
     def _batched(
         self,
@@ -233,27 +240,27 @@ class _Kept:
         content: list[Any] = [self._read(head)] if not dist.is_initialized() or dist.get_rank() == 0 else [None]
         if dist.is_initialized():
             dist.broadcast_object_list(content)
-        if isinstance(content[0], str):
-            raise DataError(content[0], "The results would be of two models.", "Choose another folder.")
+        if isinstance(content[0], tuple):
+            what, why = content[0]
+            raise DataError(what, why, "Choose another folder.")
         self.results = content[0]
 
-    def _read(self, head: dict[str, Any]) -> dict[str, Any] | str:
-        """What was kept, or what is wrong; a last line that a kill cut is dropped."""
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+    def _read(self, head: dict[str, Any]) -> dict[str, Any] | tuple[str, str]:
+        """What was kept, or what is wrong and why it matters; a last line that a kill cut is dropped."""
+        kept = self.path.read_bytes() if self.path.exists() else b""
+        kept = kept[: kept.rfind(b"\n") + 1]
+        if not kept:
+            write_text(self.path, json.dumps(head) + "\n")
             return {}
-        content = self.path.read_text(encoding="utf-8")
-        lines = content[: content.rfind("\n") + 1].splitlines()
         try:
-            found = [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
-            return f"{self.path} is damaged: {error}."
-        if not found or found[0] != head:
-            return f"{self.path} was begun with {found[0] if found else 'nothing'}, this is {head}."
-        with self.path.open("r+", encoding="utf-8") as stream:
-            stream.truncate(len("".join(line + "\n" for line in lines).encode()))
-        return {key: result for one in found[1:] for key, result in one.items()}
+            first, *others = [json.loads(line) for line in kept.splitlines()]
+            results = {key: result for one in others for key, result in one.items()}
+        except (ValueError, AttributeError) as error:
+            return f"{self.path} is damaged: {error}.", "What was computed cannot be told."
+        if first != head:
+            return f"{self.path} was begun with {first}, this is {head}.", "The results would be of two models."
+        os.truncate(self.path, len(kept))
+        return results
 
     def add(self, fresh: dict[str, Any], writes: bool) -> None:
         """Remember results, and append them to the file on the rank that writes."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megalign.config import RunConfig, load_run
 from megalign.config.layout import Layout
@@ -33,6 +35,13 @@ class HarnessSettings(Section):
     gen_kwargs: str | None = Field(None, description="Settings of generating tasks, e.g. max_gen_toks=32.")
     bootstrap_iters: NonNegative = Field(1000, description="Resamples for the standard errors of some metrics.")
     allow_download: bool = Field(False, description="May fetch the tasks' data.")
+
+    @field_validator("gen_kwargs")
+    @classmethod
+    def _are_pairs(cls, value: str | None) -> str | None:
+        if value and not all(re.match(r"\w+=", part.strip()) for part in value.split(",")):
+            raise ValueError(f"{value!r} is not of the form key=value,key=value")
+        return value
 
 
 def go_offline() -> None:
@@ -86,13 +95,13 @@ def evaluate_tasks(config: RunConfig, settings: HarnessSettings) -> None:
             f"lm-evaluation-harness cannot be used: {error}.", "It has the tasks.", "pip install megalign[eval]"
         ) from None
     from megalign.answers.trained_run import load_run_model
-    from megalign.evaluation.harness import MegalignLM
+    from megalign.evaluation import harness
 
     out = Path(settings.out)
     manager = TaskManager(include_path=settings.include_path)
     _check_tasks(settings, manager)
     model = load_run_model(config, batch_size=settings.batch_size, language=settings.language)
-    lm = MegalignLM(model, progress_file=out / "progress.jsonl")
+    lm = harness.MegalignLM(model, progress_file=out / "progress.jsonl")
     try:
         results = simple_evaluate(
             lm,
@@ -107,15 +116,29 @@ def evaluate_tasks(config: RunConfig, settings: HarnessSettings) -> None:
         )
     except MegalignError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        told = (str(error).strip() or "no message").splitlines()[0]
-        raise DataError(
-            f"The tasks {', '.join(settings.tasks)} cannot be evaluated: {type(error).__name__}: {told}",
-            "" if settings.allow_download else "Task data are read from local files unless a download is allowed.",
-            "Correct the task's dataset_path and data_files, or allow the download (--allow-download).",
-        ) from error
+    except Exception as error:  # of task files, templates, data, metrics
+        if _came_through(harness.__file__, error):
+            raise
+        raise _of_tasks(error, settings) from error
     if groups.rank() == 0:
         _write(results, out, lm.num_cut)
+
+
+def _came_through(file: str, error: BaseException) -> bool:
+    """Whether an error passed through the code of a file."""
+    return any(frame.f_code.co_filename == file for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _of_tasks(error: Exception, settings: HarnessSettings) -> DataError:
+    told = (str(error).strip() or "no message").splitlines()[0]
+    what = f"The tasks {', '.join(settings.tasks)} cannot be evaluated: {type(error).__name__}: {told}"
+    if isinstance(error, OSError) and not settings.allow_download:
+        return DataError(
+            what,
+            "Task data are read from local files unless a download is allowed.",
+            "Correct the task's dataset_path and data_files, or allow the download (--allow-download).",
+        )
+    return DataError(what, fix="Correct the task's YAML file, or its data.")
 
 
 def _check_tasks(settings: HarnessSettings, manager: Any) -> None:
@@ -123,7 +146,7 @@ def _check_tasks(settings: HarnessSettings, manager: Any) -> None:
     if unknown:
         raise ConfigError(
             f"lm-evaluation-harness has no task {', '.join(unknown)}.",
-            fix="Correct the name, or name the folder of the task's YAML file (--include-path).",
+            fix="Correct the name, or name the folder of the task's YAML file (--include-path), which must be whole YAML.",
         )
 
 

@@ -27,7 +27,7 @@ from megalign.engine.classification import LabelledBatch
 from megalign.engine.classifier import ClassifierEngine
 from megalign.engine.device import DEVICE
 from megalign.engine.engine import StepResult
-from megalign.errors import DataError
+from megalign.errors import ConfigError, DataError
 from megalign.evaluation import scores as score_files
 from megalign.evaluation.scores import Score
 from megalign.intervals import wilson_interval
@@ -114,7 +114,7 @@ def evaluate_inference(config: RunConfig, rank: Rank, settings: NliConfig) -> li
 
     Raises:
         DataError: the run is not trained, or a file has no usable pairs.
-        ConfigError: the layout cuts rows, or a language is unknown.
+        ConfigError: the layout cuts rows, a language is unknown, or max_tokens is more than the model takes.
         StoppedOnRequest: a signal came; the state is saved.
         SupersededError: another evaluation took the run over.
     """
@@ -148,6 +148,12 @@ def _tune_and_test(
 ) -> list[Score]:
     config, vocabulary = inputs.config, inputs.store.vocabulary
     most = settings.max_tokens or config.model.sequence_length
+    if most > config.model.sequence_length:
+        raise ConfigError(
+            f"max_tokens is {most}; the model was trained on {config.model.sequence_length} tokens.",
+            "It knows no position beyond them.",
+            "Leave max_tokens unset, or lower it.",
+        )
     most -= most % (2 * config.parallel.tensor)
     train = _encoded(vocabulary, str(settings.train), config.data.source_language, settings.num_train, most)
     tests = {

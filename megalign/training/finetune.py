@@ -78,6 +78,6 @@ def _resume(engine: Engine, where: Path, state: Mapping[str, object], start: Cal
         raise DataError(
             f"{where} was begun otherwise: {'; '.join(changed)}.",
             "Continuing would mix two runs.",
-            "Restore the settings, or choose another folder.",
+            f"Restore the settings, choose another folder, or remove {where} to begin anew.",
         )
     return int(found["step"])

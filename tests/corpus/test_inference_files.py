@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import zstandard
 
 from megalign.corpus.entailment import LABELS, Pair, make_pairs
 from megalign.corpus.inference_files import read_pairs, write_pairs
@@ -112,11 +113,55 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"h\.tsv, line 2 has none of the fields gold_label, label"):
         read_pairs(table(tmp_path / "h.tsv", "premise\thypo", "x\ty"), "en")
     (tmp_path / "i.jsonl").write_text("{]\n")
-    with pytest.raises(DataError, match=r"i\.jsonl cannot be read"):
+    with pytest.raises(DataError, match=r"i\.jsonl, line 1 cannot be read"):
         read_pairs(tmp_path / "i.jsonl", "en")
+    (tmp_path / "lines.jsonl").write_text('{"a": 1}\n\n')
+    with pytest.raises(DataError, match=r"lines\.jsonl, line 1 has none of the fields"):
+        read_pairs(tmp_path / "lines.jsonl", "en")
     (tmp_path / "j.csv").write_text("x")
     with pytest.raises(DataError, match=r"j\.csv is neither \.tsv"):
         read_pairs(tmp_path / "j.csv", "en")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty has no \.parquet or \.arrow file"):
         read_pairs(tmp_path / "empty", "en")
+
+
+def test_a_byte_order_mark_does_not_hide_the_language(tmp_path: Path) -> None:
+    path = xnli_1(tmp_path / "a.tsv")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_pairs(path, "de") == GERMAN
+
+
+def test_a_joined_file_is_read_to_its_end(tmp_path: Path) -> None:
+    lines = [json.dumps({"gold_label": "neutral", "sentence1": name, "sentence2": "x"}).encode() for name in "abc"]
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(zstandard.compress(line + b"\n") for line in lines))
+    assert [pair.premise for pair in read_pairs(tmp_path / "a.jsonl.zst", "en")] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.compress)])
+def test_a_file_that_is_cut_off_is_not_read_in_part(name: str, pack: Any, tmp_path: Path) -> None:
+    line = json.dumps({"gold_label": "neutral", "sentence1": "x", "sentence2": "y"}).encode() + b"\n"
+    (tmp_path / name).write_bytes(pack(line * 9)[:-3])
+    with pytest.raises(DataError, match=r"a\.jsonl\.(gz|zst) cannot be read"):
+        read_pairs(tmp_path / name, "en")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.tsv",
+            "premise\thypo\tlabel\na\tb\tneutral\nx\ty\tz\tneutral\n",
+            "line 3 has more fields than the first line",
+        ),
+        ("a.tsv", "premise\thypo\tlabel\n" + "x" * 140_000 + "\tb\tneutral\n", "cannot be read: field larger"),
+        ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("a.jsonl", '{"label": 1, "premise": ["x", "y"], "hypothesis": "b"}', "line 1 has no text, but"),
+        ("a.jsonl", '{"label": 1, "premise": {"translation": ["x"]}, "hypothesis": "b"}', "line 1 has no text, but"),
+        ("a.jsonl", '{"label": 1, "premise": 5, "hypothesis": "b"}', "line 1 has no text, but 5"),
+    ],
+)
+def test_rows_that_would_be_misread_are_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        read_pairs(tmp_path / name, "en")

@@ -188,6 +188,14 @@ def test_the_command_wants_its_files(config: RunConfig) -> None:
     done = megalign("nli", config.folder)
     assert done.returncode == 2
     assert "Name them: --train FILE --test LANGUAGE=FILE" in done.stderr
+    twice = megalign("nli", config.folder, "--train", "a", "--test", "en=a", "--test", "en=b")
+    assert (twice.returncode, "A language has two --test files" in twice.stderr) == (2, True)
+
+
+def test_pairs_may_not_be_longer_than_the_model_takes(config: RunConfig, settings: NliConfig, tmp_path: Path) -> None:
+    own = moved(config, tmp_path / "run")
+    with pytest.raises(ranks.RanksFailed, match="max_tokens is 65; the model was trained on 64 tokens"):
+        ranks.run(inferring.inference_of, SINGLE, own, settings.model_copy(update={"max_tokens": 65}))
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:

@@ -12,9 +12,11 @@ import pytest
 import ranks
 import saved_runs
 import small_study
+import yaml
 
+from megalign.config import validate
 from megalign.errors import ConfigError
-from megalign.evaluation.harness_run import reading
+from megalign.evaluation.harness_run import HarnessSettings, reading
 from megalign.evaluation.huggingface import export_run
 
 pytest.importorskip("lm_eval")
@@ -106,10 +108,54 @@ def test_a_stopped_evaluation_goes_on(runs: dict[str, Path], tasks: Path, tmp_pa
         assert [kept_second[key] for key in differing] == [[-1.25, True]]
 
 
+def broken_tasks(folder: Path) -> dict[str, str]:
+    """Write task files that lm-evaluation-harness stumbles over; name -> the kind of error."""
+    good = yaml.safe_load((folder / "tiny_choice.yaml").read_text())
+    changes: dict[str, tuple[dict[str, Any], str]] = {
+        "broken_key": ({"no_such_key": 1}, "TypeError"),
+        "broken_template": ({"doc_to_text": "{{q"}, "TemplateSyntaxError"),
+        "broken_field": ({"doc_to_target": "{{nothing}}"}, "UndefinedError"),
+        "broken_choices": ({"doc_to_choice": ["", ""]}, "IndexError"),
+        "broken_split": ({"test_split": "dev"}, "KeyError"),
+    }
+    for name, (change, _) in changes.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**good, "task": name, **change}))
+    return {name: kind for name, (_, kind) in changes.items()}
+
+
+def test_an_evaluation_ended_at_its_first_line_starts_anew(runs: dict[str, Path], tasks: Path, tmp_path: Path) -> None:
+    for number, content in enumerate(("", '{"model": "hal')):
+        out = tmp_path / str(number)
+        out.mkdir()
+        (out / "progress.jsonl").write_text(content)
+        settings = harness_tasks.settings_of(tasks, out, ["tiny_choice"])
+        ranks.run(harness_tasks.evaluate, ranks.layout_of(), runs["learned"], settings, timeout_seconds=400)
+        assert json.loads((out / "results.json").read_text())["results"]["tiny_choice"]
+
+
+@pytest.mark.parametrize("text", ["garbage", "{", "a=1,b"])
+def test_settings_of_generation_are_pairs(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not of the form key=value"):
+        validate(HarnessSettings, {"out": "x", "tasks": ["y"], "gen_kwargs": text}, "the options")
+
+
+def test_a_stop_text_may_look_like_a_number(runs: dict[str, Path]) -> None:
+    from megalign.evaluation.harness import MegalignLM
+
+    lm = MegalignLM(str(runs["learned"]), batch_size="4")
+    try:
+        assert lm._generation({"until": 5, "max_gen_toks": 3}) == (3, ("5",))
+    finally:
+        lm.model.close()
+
+
 def test_what_cannot_be_evaluated(runs: dict[str, Path], tasks: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "progress.jsonl").write_text('{"model": "another"}\n')
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "progress.jsonl").write_bytes(b"\xff\n")
     cases = [
         ("tiny_nothing", {}, "lm-evaluation-harness has no task tiny_nothing"),
         ("tiny_remote", {}, "Task data are read from local files unless a download is allowed"),
@@ -117,6 +163,11 @@ def test_what_cannot_be_evaluated(runs: dict[str, Path], tasks: Path, tmp_path: 
         ("tiny_long", {}, "generates up to 256 tokens; the model takes 32 with the prompt"),
         ("tiny_choice", {"language": "xx"}, "The language xx is unknown"),
         ("tiny_choice", {"out": str(begun)}, "was begun with {'model': 'another'}, this is"),
+        ("tiny_choice", {"out": str(damaged)}, "is damaged"),
+        ("tiny_say", {"gen_kwargs": "max_gen_toks=0"}, "A task generates 0 tokens"),
+        ("tiny_say", {"gen_kwargs": "max_gen_toks=many"}, "A task generates 'many' tokens"),
+        ("tiny_say", {"gen_kwargs": "temperature=warm"}, "A task samples: "),
+        *((name, {}, f"The tasks {name} cannot be evaluated: {kind}") for name, kind in broken_tasks(tasks).items()),
     ]
     settings = [
         {**harness_tasks.settings_of(tasks, tmp_path / str(n), [task]), **more}
