@@ -61,9 +61,9 @@ class StoppedOnRequest(MegalignError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first, without a full stop; its kind where it says nothing."""
+    """A library's error: its kind and the first line of what it says, without a full stop."""
     text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return f"{type(error).__name__}: {text.splitlines()[0].rstrip('.') if text else 'no message'}"
 
 
 _SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, first_line
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -64,14 +64,9 @@ def saving(folder: Path) -> Iterator[None]:
         yield
     except (SafetensorError, RuntimeError) as error:
         raise EnvironmentProblem(
-            f"{folder} cannot be written: {first_line(error)}",
+            f"{folder} cannot be written: {first_line(error)}.",
             fix="Free space there, or choose another folder; the same command goes on where it stopped.",
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def require_all_weights(name: str, loading: Mapping[str, Any]) -> None:
@@ -123,6 +118,6 @@ def chat_text(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, answer_next
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next))
     except (TemplateError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"The tokenizer's chat template cannot be filled in: {first_line(error)}",
+            f"The tokenizer's chat template cannot be filled in: {first_line(error)}.",
             fix="Mend the template, or ask without it.",
         ) from None

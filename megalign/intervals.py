@@ -12,12 +12,28 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri, stdtrit
 
-from megalign.errors import DataError
+from megalign.errors import ConfigError, DataError
 
 Values = npt.NDArray[np.floating] | npt.NDArray[np.integer] | Sequence[float]
 
+# Scorers hold them all in memory, with a number for each item.
+MAX_RESAMPLES = 100_000
 # Drawn indices held at once: 32 MiB of int64, whatever the number of units and of resamples.
 MAX_INDICES_AT_ONCE = 1 << 22
+
+
+def check_resampling(num_resamples: int, confidence: float) -> None:
+    """Refuse what a user asks for and no bootstrap can give.
+
+    Raises:
+        ConfigError: no resamples or too many, or a confidence that is not between 0 and 1.
+    """
+    if not 1 <= num_resamples <= MAX_RESAMPLES:
+        raise ConfigError(
+            f"There cannot be {num_resamples} resamples.", fix=f"Set 1 to {MAX_RESAMPLES}; 1000 is usual."
+        )
+    if not 0 < confidence < 1:
+        raise ConfigError(f"The confidence {confidence} is not between 0 and 1.", fix="Set a share such as 0.95.")
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

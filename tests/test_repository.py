@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from megalign.config import load_study
+from megalign.config import load_run, load_study
 from megalign.study.expand import StudyFolder, methods_of
 from megalign.study.graph import steps_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for folder in ("megalign", "tools") for path in (REPOSITORY / folder).rglob("*.py"))
-EXAMPLES = sorted((REPOSITORY / "examples").rglob("*.yaml"))
+RUN = REPOSITORY / "examples" / "pretraining" / "run.yaml"
+EXAMPLES = sorted(set((REPOSITORY / "examples").rglob("*.yaml")) - {RUN})
 README = REPOSITORY / "README.md"
 
 
@@ -28,6 +29,11 @@ def test_every_example_expands_to_runs(path: Path, tmp_path: Path) -> None:
     steps = steps_of(study, StudyFolder(tmp_path))
     assert sum(step.run is not None for step in steps) == len(study.seeds) * len(methods_of(study)) > 0
     assert not Path(study.corpus.path or "relative").is_absolute()
+
+
+def test_the_example_of_a_run_is_one() -> None:
+    run = load_run(RUN)
+    assert not any(Path(path).is_absolute() for path in (run.folder, run.data.store, run.data.table or ""))
 
 
 def test_there_are_examples() -> None:

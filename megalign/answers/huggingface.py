@@ -12,12 +12,11 @@ import torch
 
 from megalign.answers.fingerprint import weights_fingerprint
 from megalign.answers.model import AnswerModel, ScoredInput
-from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, first_line
 from megalign.files import read_json
 from megalign.hub import (
     ADAPTER_CONFIG,
     chat_text,
-    first_line,
     local_model,
     num_embeddings,
     require_all_weights,
@@ -193,7 +192,7 @@ def open_huggingface(
             model = _library("peft").PeftModel.from_pretrained(model, str(path), **options)
     except unreadable() as error:
         raise DataError(
-            f"{name_or_path} cannot be opened as a causal language model: {first_line(error)}",
+            f"{name_or_path} cannot be opened as a causal language model: {first_line(error)}.",
             "Models are read from local files with safetensors weights; code that comes with a model is never run.",
             "Correct the path, or convert the weights to safetensors.",
         ) from error
@@ -238,7 +237,7 @@ def _device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {name} cannot be used: {first_line(error)}", fix="Leave it unset for what there is."
+            f"device {name} cannot be used: {first_line(error)}.", fix="Leave it unset for what there is."
         ) from None
     return device
 

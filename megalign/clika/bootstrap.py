@@ -19,11 +19,10 @@ from megalign.clika.datasets import Protocol
 from megalign.clika.panel import Panel
 from megalign.clika.scores import METRICS, Draws, Scorer, number
 from megalign.errors import ConfigError
+from megalign.intervals import check_resampling
 
 # An interval over resamples of which many are undefined would be of another score.
 MAX_UNDEFINED_SHARE = 0.05
-# They are all held in memory, with a number for each item.
-MAX_RESAMPLES = 100_000
 
 
 class Group(NamedTuple):
@@ -72,14 +71,7 @@ class Bootstrap:
     _scorers: dict[str, Scorer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_resamples <= MAX_RESAMPLES:
-            raise ConfigError(
-                f"There cannot be {self.num_resamples} resamples.", fix=f"Set 1 to {MAX_RESAMPLES}; 1000 is usual."
-            )
-        if not 0 < self.confidence < 1:
-            raise ConfigError(
-                f"The confidence {self.confidence} is not between 0 and 1.", fix="Set a share such as 0.95."
-            )
+        check_resampling(self.num_resamples, self.confidence)
 
     @property
     def models(self) -> list[str]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, first_line
 from megalign.files import is_utf8
-from megalign.hub import chat_text, first_line, local_model, unreadable
+from megalign.hub import chat_text, local_model, unreadable
 from megalign.translation.languages import language_of
 
 DEFAULT_TAG = "\n[{code}]"
@@ -152,4 +152,4 @@ def _tokenizer_in(folder: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(local_model(folder), local_files_only=True, trust_remote_code=False)
     except unreadable() as error:
-        raise DataError(f"{folder} holds no tokenizer that can be read: {first_line(error)}") from None
+        raise DataError(f"{folder} holds no tokenizer that can be read: {first_line(error)}.") from None

@@ -16,7 +16,7 @@ import orjson
 
 from megalign.crossin.prompts import TOKENIZER, Tag, Template, user_turn
 from megalign.crossin.scoring.match import LETTERS, letters_of
-from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, first_line
 from megalign.files import read_json, write_json
 from megalign.translation.languages import language_named
 
@@ -279,4 +279,4 @@ def _from_hub(name: str) -> list[dict[str, Any]]:
     try:
         return [dict(row) for row in load_dataset(name, split="test")]
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{name} cannot be loaded: {first_line(error)}.") from None

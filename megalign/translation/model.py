@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, first_line
 from megalign.hub import local_model
 from megalign.translation.languages import Language
 
@@ -55,7 +55,7 @@ class TranslationModel:
             model = AutoModelForSeq2SeqLM.from_pretrained(found, use_safetensors=True, **options)
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{name} cannot be opened as a translation model: {str(error).splitlines()[0]}",
+                f"{name} cannot be opened as a translation model: {first_line(error)}.",
                 "Models are read from local files with safetensors weights unless downloads are allowed.",
             ) from None
         self.name, self.batch_size, self.max_new_tokens = name, batch_size, max_new_tokens

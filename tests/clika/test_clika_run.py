@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from small_responses import FOLDERS, MODELS, read_rows, write_rows
+from tool_command import tool as run_tool
 
 from megalign.clika import Protocol, ScoreOptions, load_protocol, read_answers, score
 from megalign.errors import ConfigError, DataError
@@ -24,13 +26,7 @@ EXAMPLE = ROOT / "examples" / "clika"
 KEYS = ["model", "dataset", "language", "n", "accuracy", "ra", "en_co", "both_over_en", "jaccard", "same_answer"]
 
 
-def tool(*arguments: object, code: int = 0) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
-    command = [sys.executable, str(ROOT / "tools" / "score_clika.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+tool = partial(run_tool, "score_clika")
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

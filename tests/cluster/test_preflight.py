@@ -13,7 +13,7 @@ from megalign.cluster import preflight as module
 from megalign.cluster.local import free_port
 from megalign.cluster.preflight import preflight, summary
 from megalign.cluster.ranks import Rank
-from megalign.errors import EnvironmentProblem
+from megalign.errors import EnvironmentProblem, first_line
 
 SLURM = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_TASKS_PER_NODE": "1,2"}
 Fault = Callable[[int], None]
@@ -132,8 +132,8 @@ def test_a_wrong_sum_is_told() -> None:
 
 
 def test_the_first_line_of_an_error_is_kept() -> None:
-    assert module._first_line(RuntimeError("one.\ntwo")) == "one"
-    assert module._first_line(RuntimeError()) == "RuntimeError"
+    assert first_line(RuntimeError("one.\ntwo")) == "RuntimeError: one"
+    assert first_line(RuntimeError()) == "RuntimeError: no message"
 
 
 @pytest.mark.parametrize(("missing", "named"), [([1], "rank 1 on n2"), ([0, 2], "rank 0 on n1, rank 2 on n2")])

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from tool_command import tool
 
 from megalign.corpus.procedural import ProceduralEnglish
 from megalign.corpus.store import TokenStore
@@ -23,16 +24,6 @@ TOOLS = [
     "merge_stores", "archive_store", "score_clika",
     "score_consistency", "build_crossin", "make_knowledge", "make_facts", "build_table", "inspect_table",
 ]  # fmt: skip
-
-
-def tool(name: str, *arguments: object, code: int = 0) -> str:
-    """What a tool prints; it must end with `code` and without a traceback."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

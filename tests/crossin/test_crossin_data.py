@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 from crossin_samples import lines_of, task_rows, write_json_rows, write_lines, write_lud
+from tool_command import tool as run_tool
 
 from megalign.crossin.data.build import BuildOptions, build
 from megalign.crossin.data.mix import MODES, Mix, build_rows, pairs_of
@@ -26,13 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "crossin"
 
 
-def tool(*arguments: object, code: int = 0) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
-    command = [sys.executable, str(ROOT / "tools" / "build_crossin.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+tool = partial(run_tool, "build_crossin")
 
 
 @pytest.fixture

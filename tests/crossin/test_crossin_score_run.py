@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from crossin_samples import CHOICES, LANGUAGES, cell, lines_of, prediction_rows, write_json_rows, write_lines
+from tool_command import tool as run_tool
 
 from megalign.crossin.scoring import Bootstrap, ScoreOptions, read_file, score, score_files
 from megalign.crossin.scoring.page import short_names
@@ -25,13 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ScoreOptions(report=False, bootstrap=Bootstrap(num_resamples=10))
 
 
-def tool(*arguments: object, code: int = 0) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "NO_COLOR": "1"}
-    command = [sys.executable, str(ROOT / "tools" / "score_consistency.py"), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+tool = partial(run_tool, "score_consistency")
 
 
 @pytest.mark.reference_data

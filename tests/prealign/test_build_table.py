@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import builtins
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prealign_fakes import table_of
+from tool_command import tool
 
 from megalign.errors import ConfigError, DataError, EnvironmentProblem
 from megalign.prealign.build import TableOptions, build_table, case_forms
@@ -184,16 +182,6 @@ def test_the_tools_from_counts_to_report(tmp_path: Path, dictionaries: dict[str,
     assert "has no word 'xyzzy'" in tool("inspect_table", out, "--word", "xyzzy", code=3)
     refused = tool("build_table", "--counts", tmp_path / "en.tsv", "--translate", "de", "--out", out, code=2)
     assert "No translator is named" in refused
-
-
-def tool(name: str, *arguments: object, code: int = 0) -> str:
-    """What a tool prints; it must end with `code` and without a traceback."""
-    command = [sys.executable, str(REPOSITORY / "tools" / f"{name}.py"), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "120", "NO_COLOR": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

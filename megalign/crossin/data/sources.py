@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import regex
 
-from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, first_line
 from megalign.files import is_utf8
 
 FIELDS = ("instruction", "input", "output")
@@ -258,7 +258,7 @@ def _hub_rows(name: str) -> tuple[list[Any], str]:
     try:
         return list(load_dataset(name.removeprefix(HUB), split="train")), ""
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{name} cannot be loaded: {first_line(error)}.") from None
 
 
 def _record(name: str, place: int, row: Any) -> Record:

@@ -18,12 +18,10 @@ import numpy.typing as npt
 
 from megalign.crossin.scoring.answers import INVALID, Answers
 from megalign.crossin.scoring.scores import ac3, agreement
-from megalign.errors import ConfigError, DataError
+from megalign.errors import DataError
+from megalign.intervals import check_resampling
 
 Floats = npt.NDArray[np.float64]
-
-# They are all held in memory, with a number for each question.
-MAX_RESAMPLES = 100_000
 
 
 class Metric(NamedTuple):
@@ -47,14 +45,7 @@ class Bootstrap:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_resamples <= MAX_RESAMPLES:
-            raise ConfigError(
-                f"There cannot be {self.num_resamples} resamples.", fix=f"Set 1 to {MAX_RESAMPLES}; 1000 is usual."
-            )
-        if not 0 < self.confidence < 1:
-            raise ConfigError(
-                f"The confidence {self.confidence} is not between 0 and 1.", fix="Set a share such as 0.95."
-            )
+        check_resampling(self.num_resamples, self.confidence)
 
     def draws(self, answers: Answers) -> dict[Metric, Floats]:
         """Each score on the data and on all resamples: [1 + resamples], the data itself first."""

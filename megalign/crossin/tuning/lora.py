@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from megalign.crossin.tuning.settings import ALL_LINEAR, LoraSettings, TuneConfig
-from megalign.errors import ConfigError, DataError, EnvironmentProblem
-from megalign.hub import first_line, local_model, require_all_weights, unreadable
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, first_line
+from megalign.hub import local_model, require_all_weights, unreadable
 
 
 def load_model(config: TuneConfig) -> tuple[Any, Any]:
@@ -38,7 +38,7 @@ def load_model(config: TuneConfig) -> tuple[Any, Any]:
         require_all_weights(config.base_model, loading)
     except unreadable() as error:
         raise DataError(
-            f"{config.base_model} cannot be opened as a causal language model: {first_line(error)}",
+            f"{config.base_model} cannot be opened as a causal language model: {first_line(error)}.",
             "Models are read from local files with safetensors weights; code that comes with a model is never run.",
             "Correct the path, or allow the download.",
         ) from None

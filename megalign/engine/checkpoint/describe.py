@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 from megalign.engine.checkpoint import folder as names
 from megalign.engine.checkpoint.content import MOMENTS
 from megalign.engine.checkpoint.pickles import read_index
-from megalign.errors import DataError
+from megalign.errors import DataError, first_line
 
 STAGES = ("inject", "pretrain")
 # With the distributed optimizer, and without it in bfloat16.
@@ -128,7 +128,7 @@ def find_problems(path: Path) -> list[str]:
             try:
                 torch.load(io.BytesIO(_bytes(shards, MetadataIndex(name), index)), weights_only=True)
             except Exception as error:
-                problems.append(f"{name}: cannot be read: {type(error).__name__} {str(error).splitlines()[0]}")
+                problems.append(f"{name}: cannot be read: {first_line(error)}")
     return problems or list(_other_copies(shards, index))
 
 
