@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def submit(
     for done in jobs.submit(planned, submission):
         size = f" ({len(done.steps)} tasks)" if done.is_array else ""
         print(f"job {done.number}: {done.name}{size}" + (f", link {done.link}" if done.link > 1 else ""))
-    print(f"folder: {work.folder}\nlook: megalign status {work.folder}")
+    print(f"folder: {work.folder}\nlook: megalign status {shlex.quote(str(work.folder))}")
 
 
 @dataclass(frozen=True)

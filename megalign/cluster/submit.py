@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def check_idle(folder: Path) -> None:
         raise ConfigError(
             f"{folder} has jobs in the queue: {', '.join(live)}.",
             "Two submissions would do one work.",
-            f"Wait, or run: megalign cancel {folder}",
+            f"Wait, or run: megalign cancel {shlex.quote(str(folder))}",
         )
 
 

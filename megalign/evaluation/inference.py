@@ -192,6 +192,7 @@ def _tune_and_test(
             num_steps=num_steps,
             save_steps=None,
             told=_Said(num_steps, rank.rank == 0),
+            fence=folder.fence,
         )
         return [
             _score(engine, pairs, language, settings.batch_size, vocabulary.eos_id) for language, pairs in tests.items()

@@ -31,6 +31,7 @@ def finetune(
     num_steps: int,
     save_steps: int | None,
     told: Told,
+    fence: Callable[[], None] | None = None,
 ) -> None:
     """Take the remaining steps; called by every process of the layout.
 
@@ -43,23 +44,25 @@ def finetune(
         num_steps: steps in all.
         save_steps: steps between checkpoints; None: only the last one, and where a request to stop comes.
         told: hears of every step.
+        fence: called on rank 0 right before a checkpoint is published; raises where this process may not publish any more.
 
     Raises:
         DataError: `where` was begun with another state.
         StoppedOnRequest: `engine.interrupt` said so; the state is saved.
     """
-    saved = _resume(engine, where, state, start)
+    saved, saver = _resume(engine, where, state, start), checkpoint.Saver(where, keep=1, fence=fence)
     for step in range(saved + 1, num_steps + 1):
         try:
             engine.interrupt()
-        except StoppedOnRequest:
+        except StoppedOnRequest as asked:
             if step - 1 > saved:
-                checkpoint.save(engine, where, step - 1, dict(state), keep=1)
-            raise
+                saver.save(engine, step - 1, dict(state))
+            what = f"Asked to stop: {STAGE} is saved at step {step - 1} of {num_steps}."
+            raise StoppedOnRequest(what, asked.why, "Run the same command again to continue.") from None
         result = take(step)
         told.write(step, result.loss, result.lr)
         if step == num_steps or (save_steps and step % save_steps == 0):
-            checkpoint.save(engine, where, step, dict(state), keep=1)
+            saver.save(engine, step, dict(state))
             saved = step
 
 

@@ -131,6 +131,14 @@ def test_a_pointer_that_is_no_text_is_shown_all_the_same(programs: Path, tmp_pat
     assert (done.returncode, "failed" in done.stdout) == (0, True)
 
 
+def test_commands_to_copy_are_quoted(programs: Path, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a b", "x")
+    fake(programs, "squeue", "echo '7|PENDING|None||1:00'")
+    with pytest.raises(ConfigError) as told:
+        submit_three(folder)
+    assert told.value.fix == f"Wait, or run: megalign cancel '{folder}'"
+
+
 def test_scripts_of_a_folder_with_spaces_and_signs_name_it_whole(programs: Path, tmp_path: Path) -> None:
     fake(programs, "sbatch", "echo 5")
     folder = tmp_path / "a b;c&d(e)ü"

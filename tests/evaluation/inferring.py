@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from megalign.cluster.ownership import Ownership
 from megalign.cluster.ranks import Rank
 from megalign.config import RunConfig
 from megalign.config.layout import Layout
@@ -28,4 +31,10 @@ def stopped_inference_of(layout: Layout, config: RunConfig, settings: NliConfig,
             raise StoppedOnRequest("Asked to stop.")
 
     StopRequest.interrupt = interrupt  # type: ignore[method-assign]
+    return inference_of(layout, config, settings)
+
+
+def superseded_inference_of(layout: Layout, config: RunConfig, settings: NliConfig) -> list[Score]:
+    """The same, while another process takes the run over."""
+    StopRequest.interrupt = lambda self: Ownership.claim(Path(config.folder), "eval")  # type: ignore[method-assign]
     return inference_of(layout, config, settings)

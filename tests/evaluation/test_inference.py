@@ -100,7 +100,7 @@ def test_a_stopped_tuning_goes_on(config: RunConfig, settings: NliConfig, tuned:
     own = moved(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/nli")
     few = settings.model_copy(update={"epochs": 3})
-    with pytest.raises(ranks.RanksFailed, match="StoppedOnRequest"):
+    with pytest.raises(ranks.RanksFailed, match=r"StoppedOnRequest: Asked to stop: finetune is saved at step 4 of 9"):
         ranks.run(inferring.stopped_inference_of, SINGLE, own, few, 5)
     (marker,) = (tmp_path / "run/nli/checkpoints").glob("step_*/state.json")
     assert marker.parent.name.endswith("4"), "saved after the last step that was taken"
@@ -108,6 +108,17 @@ def test_a_stopped_tuning_goes_on(config: RunConfig, settings: NliConfig, tuned:
     shutil.rmtree(tmp_path / "run/nli")
     (whole,) = ranks.run(inferring.inference_of, SINGLE, own, few)
     assert again == whole
+
+
+def test_a_tuning_that_was_taken_over_publishes_nothing(config: RunConfig, settings: NliConfig, tmp_path: Path) -> None:
+    own = moved(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/nli", ignore_errors=True)
+    before = (tmp_path / "run/scores.jsonl").read_text()
+    few = settings.model_copy(update={"epochs": 1})
+    with pytest.raises(ranks.RanksFailed, match="SupersededError"):
+        ranks.run(inferring.superseded_inference_of, SINGLE, own, few)
+    assert not list((tmp_path / "run/nli/checkpoints").glob("step_*"))
+    assert (tmp_path / "run/scores.jsonl").read_text() == before
 
 
 @pytest.mark.slow
