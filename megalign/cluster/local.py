@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from megalign.errors import EnvironmentProblem
 STOP_GRACE_SECONDS = 60.0
 FAILURE_GRACE_SECONDS = 5.0
 TERMINATE_GRACE_SECONDS = 5.0
+_LAUNCHED = "MEGALIGN_LAUNCHED"
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Of a person at a terminal: Ctrl-C, and the terminal closed.
 _OF_TERMINAL = (signal.SIGINT, signal.SIGHUP)
@@ -63,6 +65,18 @@ def process_environment(rank: int, world_size: int, port: int, threads: int) -> 
     }
 
 
+def stop_with_launcher() -> None:
+    """Ask this process to stop, by SIGTERM, once the launcher that started it has been killed and can pass nothing on."""
+    if not os.environ.pop(_LAUNCHED, ""):
+        return
+
+    def watch() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
 class LocalProcesses:
     """The processes of one command: `arguments` for `python -m`, started `world_size` times.
 
@@ -80,19 +94,23 @@ class LocalProcesses:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             stream = log.open("ab")
+        # Nothing is written into it: processes see its end when this one has ended, however that came.
+        lifeline, held = os.pipe()
+        self._lifeline: int | None = held
         try:
             self.processes = [
                 subprocess.Popen(
                     [sys.executable, "-m", *self.arguments],
-                    env=process_environment(rank, world_size, port, threads),
+                    env={**process_environment(rank, world_size, port, threads), _LAUNCHED: "1"},
                     stdout=stream,
                     stderr=subprocess.STDOUT if stream else None,
-                    stdin=subprocess.DEVNULL,
+                    stdin=lifeline,
                     start_new_session=True,  # a Ctrl-C reaches them through us, once
                 )
                 for rank in range(world_size)
             ]
         finally:
+            os.close(lifeline)
             if stream is not None:
                 stream.close()
 
@@ -108,6 +126,7 @@ class LocalProcesses:
             codes = [process.poll() for process in self.processes]
         if None in codes:
             return None
+        self._let_go()
         return _meaning(failed[0]) if failed else 0
 
     def _tell_killed(self, codes: list[int | None]) -> None:
@@ -138,6 +157,12 @@ class LocalProcesses:
         self.send(signal.SIGKILL)
         for process in self.processes:
             process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -17,7 +17,7 @@ from megalign.config import RunConfig, load_run
 from megalign.config.layout import Layout
 from megalign.config.sections import NonNegative, Positive, Section
 from megalign.engine import groups
-from megalign.errors import ConfigError, DataError, EnvironmentProblem, MegalignError
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, MegalignError, first_line
 from megalign.files import write_json, write_text
 
 
@@ -130,8 +130,7 @@ def _came_through(file: str, error: BaseException) -> bool:
 
 
 def _of_tasks(error: Exception, settings: HarnessSettings) -> DataError:
-    told = (str(error).strip() or "no message").splitlines()[0]
-    what = f"The tasks {', '.join(settings.tasks)} cannot be evaluated: {type(error).__name__}: {told}"
+    what = f"The tasks {', '.join(settings.tasks)} cannot be evaluated: {first_line(error)}."
     if isinstance(error, OSError) and not settings.allow_download:
         return DataError(
             what,

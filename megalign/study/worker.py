@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from megalign.cluster.local import stop_with_launcher
 from megalign.cluster.ranks import Rank, discover
 from megalign.config import RunConfig, StudyConfig, load_run, load_study
 from megalign.console import outlive_reader
@@ -201,6 +202,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("megatron").setLevel(logging.ERROR)
     outlive_reader()
+    stop_with_launcher()
     try:
         work(sys.argv[1:])
     except (MegalignError, OSError) as error:

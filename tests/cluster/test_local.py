@@ -67,6 +67,12 @@ def wait():
     mark("ready")
     time.sleep(60)
 
+def wait_for_the_launchers_end():
+    from megalign.cluster.local import stop_with_launcher
+
+    stop_with_launcher()
+    wait()
+
 def one_stops_first():
     if rank == 1:
         sys.exit(75)
@@ -241,3 +247,19 @@ def test_a_launcher_ended_from_outside_passes_the_stop_on(tmp_path: Path, number
     finally:
         launcher.kill()
         launcher.wait()
+
+
+def test_a_killed_launcher_leaves_nobody_behind(tmp_path: Path) -> None:
+    """Whom it can no longer tell to stop learns it from the pipe."""
+    program = (
+        "from megalign.cluster.local import run_locally; "
+        f"run_locally({arguments('wait_for_the_launchers_end', tmp_path)!r}, world_size=2)"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_for(tmp_path / "ready.0", tmp_path / "ready.1")
+    finally:
+        launcher.kill()
+        launcher.wait()
+    wait_for(tmp_path / "signal.0", tmp_path / "signal.1")
+    assert [(tmp_path / f"signal.{rank}").read_text() for rank in range(2)] == [str(int(signal.SIGTERM))] * 2

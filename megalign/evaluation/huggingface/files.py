@@ -12,7 +12,7 @@ import torch
 
 from megalign.config.sections import ModelConfig
 from megalign.engine.device import out_of_memory
-from megalign.errors import ConfigError, DataError, EnvironmentProblem
+from megalign.errors import ConfigError, DataError, EnvironmentProblem, first_line
 from megalign.evaluation.huggingface.architectures import Architecture
 from megalign.evaluation.huggingface.weights import rules, to_huggingface
 
@@ -134,9 +134,8 @@ def read_model(folder: Path, dtype: str = "auto") -> Any:
     except Exception as error:  # whatever transformers and safetensors make of damaged files
         if out_of_memory(error):
             raise
-        first = (str(error).strip() or "no message").splitlines()[0]
         raise DataError(
-            f"{folder} cannot be opened as a causal language model: {type(error).__name__}: {first}",
+            f"{folder} cannot be opened as a causal language model: {first_line(error)}.",
             "Models are read from local files with safetensors weights; code that comes with a model is never run.",
             "Correct the path, download the files again, or convert the weights to safetensors.",
         ) from error
