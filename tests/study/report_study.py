@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from megalign.config.sections import ParallelConfig
+
 METHODS: list[dict[str, Any]] = [
     {"name": "joint", "title": "Joint", "description": "English and clone text mixed, nothing else.", "traits": []},
     {
@@ -123,7 +125,7 @@ def write_run(
             "tokens_per_second": 6120.5,
             "codeswitch_rate": 0.047 if method == "prealign" else 0.0,
             "embedding_init_std": 0.02 if method == "prealign" else 0.1,
-            "layout": {"tensor": 1, "pipeline": 1, "data": 1},
+            "layout": ParallelConfig(**({"tensor": 2, "sequence_parallel": True} if seed else {})).model_dump(),
             "device": "NVIDIA H100",
             "versions": {"megalign": "0.1.0", "torch": f"2.{13 + seed}.0"},
         }

@@ -210,6 +210,7 @@ def test_all_the_tables_are_there(tmp_path: Path) -> None:
         "6,120",
         "1 min 15 s",
     ]
+    assert page.tables["How every run was made"][2][4] == "tensor 2, sequence parallel"
     assert "Made with megalign 0.1.0, torch 2.13.0; or with megalign 0.1.0, torch 2.14.0." in page.text
     assert ["data.sources", '["en", "en-clone"]'] in page.tables["Settings"]
     published = page.tables["English and En-Clone, as printed (CLKA and ZS-CLT in %)"]

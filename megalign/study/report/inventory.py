@@ -150,8 +150,12 @@ def _run_names(report: Report, run: Run) -> tuple[Cell, Cell]:
 
 
 def _layout(layout: Mapping[str, Any]) -> str:
-    """The degrees above 1 and whatever is not a number, so that a plain run reads as plain."""
-    said = [f"{name} {value}" for name, value in layout.items() if value is not None and value != 1]
+    """The degrees above 1 and what is turned on, so that a plain run reads as plain."""
+    said = [
+        name.replace("_", " ") if value is True else f"{name.replace('_', ' ')} {value}"
+        for name, value in layout.items()
+        if value is True or value not in (None, 1, False, "none")
+    ]
     return ", ".join(said) if said or not layout else "1 process"
 
 
