@@ -101,16 +101,25 @@ def test_a_run_that_neither_injects_nor_switches_needs_no_table() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "a b"}, "c: name: 'a b' must be letters, digits, '.', '_' and '-'."),
-        ({"name": "../up"}, "c: name: '../up' must be letters, digits, '.', '_' and '-'."),
-        ({"name": "x\n"}, "c: name: 'x\\n' must be letters, digits, '.', '_' and '-'."),
+        (
+            {"name": "a b"},
+            "c: name: 'a b' must be letters, digits, '.', '_' and '-', and begin with a letter or digit.",
+        ),
+        (
+            {"name": "../up"},
+            "c: name: '../up' must be letters, digits, '.', '_' and '-', and begin with a letter or digit.",
+        ),
+        (
+            {"name": "x\n"},
+            "c: name: 'x\\n' must be letters, digits, '.', '_' and '-', and begin with a letter or digit.",
+        ),
         (
             {"methods": ["joint", "joint"]},
             "c: two methods are called 'joint': give one of them another `name`.",
         ),
         (
             {"methods": [{"method": "joint", "name": "a/b"}]},
-            "c: method name 'a/b' must be letters, digits, '.', '_' and '-'.",
+            "c: method name 'a/b' must be letters, digits, '.', '_' and '-', and begin with a letter or digit.",
         ),
         ({"seeds": [1, 2, 1]}, "c: seeds [1, 2, 1] has one twice."),
         (
