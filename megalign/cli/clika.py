@@ -54,7 +54,7 @@ def answer(
 ) -> None:
     """Answer multiple-choice questions into OUT/DATASET/LANGUAGE/MODEL_res.jsonl, ready to be scored. Rerun to continue.
 
-    Example: `megalign clika answer runs/my-model ../shared/data/clika --files 'llama_7b_res*' --out runs/answers`, then
+    Example: `megalign clika answer runs/my-model clika-questions --files 'llama_7b_res*' --out runs/answers`, then
     `python tools/score_clika.py runs/answers --out runs/scores`.
     """
     from megalign.answers.questions import AnswerSettings, answer_questions
