@@ -13,6 +13,16 @@ _TABLE = pytest.StashKey[list[str]]()
 _WORKER_KEY = "measured"
 
 
+def pytest_configure() -> None:
+    """Hypothesis tries the same examples everywhere, and fails none because the machine is busy."""
+    try:
+        from hypothesis import HealthCheck, settings
+    except ImportError:  # the tests of a GPU do without it
+        return
+    settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
+
+
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
     """The folder of reference data (real text, dictionaries, released outputs); skips where there is none."""

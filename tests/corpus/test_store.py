@@ -166,7 +166,7 @@ def test_zarr_python_reads_a_unit(tmp_path: Path, vocabulary: Vocabulary) -> Non
 
 
 @given(st.lists(st.integers(0, 700), max_size=5), st.sampled_from([1, 8, 64]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_array_round_trip(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], scale: int) -> None:
     folder = tmp_path_factory.mktemp("a") / "x"
     values = [np.arange(n) * 7 % 251 for n in lengths]
