@@ -23,6 +23,7 @@ for host in "{a} 1" "{b} 2"; do
     ip -n $1 address add 10.77.0.$2/24 dev $1 && ip -n $1 link set $1 up && ip -n $1 link set lo up
 done
 ip -n {a} route add default via 10.77.0.2
+ip netns exec {a} mount --bind /etc/hosts /etc/hosts
 """
 # As Debian has it: a host's own name means itself.
 ETC_HOSTS = ("127.0.0.1 localhost\n127.0.1.1 first\n", "127.0.0.1 localhost\n127.0.1.1 second\n10.77.0.1 first\n")
