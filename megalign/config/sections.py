@@ -10,6 +10,14 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+# Of both optimizers, pretraining's and the injection's, which differ in their defaults.
+PeakRate = Annotated[float, Field(gt=0, description="Peak learning rate.")]
+EndRatio = Annotated[Fraction, Field(description="Learning rate at the end, as a share of the peak.")]
+WarmUp = Annotated[Fraction, Field(description="Share of the steps with linear warm-up.")]
+DecayShape = Annotated[
+    Literal["cosine", "linear", "constant", "trapezoid"],
+    Field(description="Shape after warm-up; trapezoid is constant, then linear over the last half."),
+]
 
 
 class Section(BaseModel):
@@ -101,12 +109,10 @@ class PrecisionConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
-    lr: float = Field(3e-4, gt=0, description="Peak learning rate.")
-    min_lr_ratio: Fraction = Field(0.1, description="Learning rate at the end, as a share of the peak.")
-    warmup_fraction: Fraction = Field(0.05, description="Share of the steps with linear warm-up.")
-    decay: Literal["cosine", "linear", "constant", "trapezoid"] = Field(
-        "cosine", description="Shape after warm-up; trapezoid is constant, then linear over the last half."
-    )
+    lr: PeakRate = 3e-4
+    min_lr_ratio: EndRatio = 0.1
+    warmup_fraction: WarmUp = 0.05
+    decay: DecayShape = "cosine"
     weight_decay: float = Field(
         0.1, ge=0, description="Decoupled weight decay of the matrices; never of biases, norms."
     )
@@ -121,12 +127,10 @@ class OptimizerConfig(Section):
 class InjectOptimizerConfig(OptimizerConfig):
     """AdamW and its schedule, as the injection has them where nothing else is set."""
 
-    lr: float = Field(5e-4, gt=0, description="Peak learning rate.")
-    min_lr_ratio: Fraction = Field(0.0, description="Learning rate at the end, as a share of the peak.")
-    warmup_fraction: Fraction = Field(0.1, description="Share of the steps with linear warm-up.")
-    decay: Literal["cosine", "linear", "constant", "trapezoid"] = Field(
-        "trapezoid", description="Shape after warm-up; trapezoid is constant, then linear over the last half."
-    )
+    lr: PeakRate = 5e-4
+    min_lr_ratio: EndRatio = 0.0
+    warmup_fraction: WarmUp = 0.1
+    decay: DecayShape = "trapezoid"
 
 
 class InjectConfig(Section):
